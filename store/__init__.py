@@ -1,0 +1,43 @@
+"""What happened: the event model, the log in Redis streams, and the messages between host and worker.
+
+The ground floor: it imports neither `reconciler` nor `adapters`.
+"""
+
+from store.connection import Store, connect
+from store.errors import (
+    BadAddress,
+    Fenced,
+    MalformedEntry,
+    NamespaceError,
+    NotAlive,
+    PolicyError,
+    ReconcilerError,
+    RedisUnavailable,
+    SequenceGap,
+    UnknownProcess,
+)
+from store.event import EventType, LifecycleEvent, LogEntry
+from store.log import Appended, EventLog
+from store.messages import Inventory, Order
+
+__all__ = [
+    "Appended",
+    "BadAddress",
+    "EventLog",
+    "EventType",
+    "Fenced",
+    "Inventory",
+    "LifecycleEvent",
+    "LogEntry",
+    "MalformedEntry",
+    "NamespaceError",
+    "NotAlive",
+    "Order",
+    "PolicyError",
+    "ReconcilerError",
+    "RedisUnavailable",
+    "SequenceGap",
+    "Store",
+    "UnknownProcess",
+    "connect",
+]

@@ -1,0 +1,294 @@
+"""The messages of `store.messages`, through Redis: one end for the host, one for the worker.
+
+A host publishes its inventory (changed buckets and a summary) and reads its order stream. A worker
+reads inventories, and writes orders together with the events that announce them, under the epoch of
+its lease. Notes in the inbox of a partition only wake the worker up: whoever misses one loses
+nothing but time.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from store.connection import BLOCK_MS
+from store.errors import MalformedEntry
+from store.event import NO_DIGEST, EventRow, encode
+from store.lease import Lease
+from store.log import START, read_streams
+from store.messages import (
+    Inventory,
+    InventoryMirror,
+    Note,
+    Order,
+    Summary,
+    decode_note,
+    decode_order,
+    decode_summary,
+    encode_message,
+)
+from store.namespace import Namespace
+
+
+class HostChannel:
+    """The host's end: publish, receive orders, renew the lease, leave."""
+
+    def __init__(self, namespace: Namespace, process: str) -> None:
+        self._namespace = namespace
+        self._keys = namespace.partition_keys(process)
+        self._process = process
+        self._orders_read = START
+
+    async def publish(self, summary: Summary, buckets: Mapping[str, bytes]) -> None:
+        """Publishes changed buckets (empty content drops one) and the summary over all.
+
+        Raises:
+            Fenced: the process was declared lost.
+        """
+        changes = [part for item in buckets.items() for part in item]
+        await self._namespace.store.script(
+            "inventory",
+            [self._keys.inventory(self._process), self._keys.inbox, self._keys.seqs],
+            [
+                self._process,
+                encode_message(summary),
+                encode_message(Note("inventory", self._process)),
+                *changes,
+            ],
+        )
+
+    async def beat(self, ttl_ms: int) -> int:
+        """Renews the lease of the process; the answer is the time of Redis in ms.
+
+        Raises:
+            Fenced: the process was declared lost.
+        """
+        return int(
+            await self._namespace.store.script(
+                "host_beat", [self._keys.hosts, self._keys.seqs], [self._process, ttl_ms]
+            )
+        )
+
+    async def orders(self, *, block_ms: int = BLOCK_MS) -> list[Order]:
+        """Waits for orders; empty when none came. What is malformed is passed over."""
+        key = self._keys.orders(self._process)
+        orders = []
+        for _, raw in await read_streams(self._namespace.store, {key: self._orders_read}, block_ms):
+            for entry_id, fields in raw:
+                self._orders_read = entry_id.decode()
+                try:
+                    orders.append(decode_order((fields or [b"", b""])[1]))
+                except MalformedEntry:
+                    continue
+        if orders:
+            # What was read is done with: the stream stays short.
+            await self._namespace.store.redis.xtrim(key, minid=self._orders_read, approximate=True)
+        return orders
+
+    async def leave(self) -> None:
+        """Says that the process has ended in good order; its lease, inventory and orders go."""
+        await self._namespace.store.script(
+            "host_stop",
+            [
+                self._keys.hosts,
+                self._keys.inventory(self._process),
+                self._keys.orders(self._process),
+                self._keys.inbox,
+            ],
+            [self._process, encode_message(Note("stopped", self._process))],
+        )
+
+
+class InventoryReader:
+    """The reading end of inventories: one mirror per process, of which only changes are moved.
+
+    Attributes:
+        bytes_moved: content received so far, in bytes.
+    """
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._mirrors: dict[str, InventoryMirror] = {}
+        self.bytes_moved = 0
+
+    async def read(self, process: str) -> Inventory | None:
+        """What `process` holds, as last published; None when it has published nothing."""
+        keys = self._namespace.partition_keys(process)
+        mirror = self._mirrors.get(process) or InventoryMirror(process)
+        known = [part for item in mirror.digests.items() for part in item]
+        answer = await self._namespace.store.script(
+            "inventory_read", [keys.inventory(process)], known
+        )
+        if not answer:
+            self.forget(process)
+            return None
+        self.bytes_moved += sum(len(part) for part in answer)
+        buckets = {answer[i].decode(): answer[i + 1] for i in range(1, len(answer), 2)}
+        try:
+            mirror.update(decode_summary(answer[0]), buckets)
+        except MalformedEntry:
+            # Written by something else: as good as not there, and it must not stop the others.
+            self.forget(process)
+            return None
+        self._mirrors[process] = mirror
+        return mirror.inventory()
+
+    def summary(self, process: str) -> Summary | None:
+        """The summary last read."""
+        mirror = self._mirrors.get(process)
+        return mirror.summary if mirror else None
+
+    def forget(self, process: str) -> None:
+        self._mirrors.pop(process, None)
+
+
+class WorkerChannel:
+    """The worker's end for one partition, under one lease.
+
+    It is the writer of the worker's own events in that partition: each lease is a process of its
+    own in the log, with sequence numbers from 1.
+    """
+
+    def __init__(self, namespace: Namespace, lease: Lease, writer: str) -> None:
+        self._namespace = namespace
+        self._keys = namespace.keys.partition(lease.partition)
+        self.lease = lease
+        self.writer = writer
+        self._seq = 0
+        self._digest = NO_DIGEST
+
+    def _encode(self, events: Sequence[EventRow]) -> tuple[list[bytes], str]:
+        digest = self._digest
+        payloads = []
+        for offset, event in enumerate(events, start=1):
+            row = msgspec.structs.replace(event, process=self.writer, seq=self._seq + offset)
+            payload, digest = encode(row, digest)
+            payloads.append(payload)
+        return payloads, digest
+
+    async def write(self, events: Sequence[EventRow], orders: Sequence[Order] = ()) -> None:
+        """Appends events of the worker and sends orders, all or nothing.
+
+        Args:
+            events: writer and seq are filled in here.
+            orders: for processes of this partition.
+
+        Raises:
+            Fenced: the lease is no longer held; nothing was written.
+        """
+        payloads, digest = self._encode(events)
+        streams: dict[str, int] = {}
+        sent: list[bytes | int] = []
+        for order in orders:
+            key = self._keys.orders(order.process)
+            sent += [streams.setdefault(key, len(streams) + 4), encode_message(order)]
+        await self._namespace.store.script(
+            "order",
+            [self._keys.lease, self._keys.log, self._keys.seqs, *streams],
+            [self.lease.token, self.writer, self._seq + 1, len(payloads), *payloads, *sent],
+        )
+        self._seq += len(payloads)
+        self._digest = digest
+
+    async def lapsed_hosts(self) -> list[str]:
+        """Host processes of this partition whose lease has lapsed."""
+        now = await self._namespace.store.now_ms()
+        found = await self._namespace.store.redis.zrangebyscore(self._keys.hosts, "-inf", now)
+        return [process.decode() for process in found]
+
+    async def close_lost(self, process: str, event: EventRow) -> bool:
+        """Declares a process lost and fences it; False when it has come back meanwhile.
+
+        Raises:
+            Fenced: the lease is no longer held; nothing was written.
+        """
+        payloads, digest = self._encode([event])
+        written = await self._namespace.store.script(
+            "process_lost",
+            [
+                self._keys.lease,
+                self._keys.log,
+                self._keys.seqs,
+                self._keys.hosts,
+                self._keys.inventory(process),
+                self._keys.orders(process),
+            ],
+            [self.lease.token, self.writer, self._seq + 1, payloads[0], process],
+        )
+        if written:
+            self._seq += 1
+            self._digest = digest
+        return bool(written)
+
+
+class Inbox:
+    """Reads the notes of some partitions."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._positions: dict[int, str] = {}
+
+    async def open(self, partitions: Sequence[int]) -> None:
+        """Begins at the present end of these partitions; others are given up."""
+        for partition in partitions:
+            if partition not in self._positions:
+                key = self._namespace.keys.partition(partition).inbox
+                last = await self._namespace.store.redis.xrevrange(key, count=1)
+                self._positions[partition] = last[0][0].decode() if last else START
+        for partition in set(self._positions) - set(partitions):
+            del self._positions[partition]
+
+    async def wait(self, *, block_ms: int = BLOCK_MS) -> list[tuple[int, Note]]:
+        """Waits for notes: (partition, note). What is malformed is passed over."""
+        keys = {self._namespace.keys.partition(p).inbox: p for p in self._positions}
+        if not keys:
+            return []
+        answer = await read_streams(
+            self._namespace.store, {key: self._positions[p] for key, p in keys.items()}, block_ms
+        )
+        notes = []
+        for key, raw in answer:
+            partition = keys[key.decode()]
+            for entry_id, fields in raw:
+                self._positions[partition] = entry_id.decode()
+                try:
+                    notes.append((partition, decode_note((fields or [b"", b""])[1])))
+                except MalformedEntry:
+                    continue
+        return notes
+
+
+async def ask(namespace: Namespace, partition: int, note: Note, timeout: float) -> bytes | None:
+    """Puts a request into a partition's inbox and waits for the answer; None when none came.
+
+    Args:
+        namespace: where.
+        partition: whose worker is asked.
+        note: the request; its `request` is filled in here.
+        timeout: seconds to wait.
+    """
+    keys = namespace.keys.partition(partition)
+    request = uuid.uuid4().hex
+    now = await namespace.store.now_ms()
+    filled = msgspec.structs.replace(note, request=request, deadline_ms=now + int(timeout * 1000))
+    redis = namespace.store.redis
+    await redis.xadd(keys.inbox, {"m": encode_message(filled)}, maxlen=10000)
+    waited = 0.0
+    while waited < timeout:
+        step = min(BLOCK_MS / 1000, timeout - waited)
+        answer = await redis.blpop([keys.reply(request)], timeout=step)
+        if answer:
+            return bytes(answer[1])
+        waited += step
+    return None
+
+
+async def answer(namespace: Namespace, partition: int, request: str, payload: bytes) -> None:
+    """Answers a request; the answer is kept for a minute."""
+    key = namespace.keys.partition(partition).reply(request)
+    async with namespace.store.redis.pipeline(transaction=True) as pipe:
+        pipe.rpush(key, payload)
+        pipe.pexpire(key, 60_000)
+        await pipe.execute()

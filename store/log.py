@@ -1,0 +1,360 @@
+"""The log: append, read, follow.
+
+One stream per partition; all events of a process are in one partition, so they are in order. The
+append is idempotent on (process, seq): a client that lost the reply sends the same batch again and
+nothing is doubled. A malformed entry never stops a reader: it is reported, set aside in the
+quarantine hash with the reason, and the raw entry stays where it is.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from store.connection import BLOCK_MS, Store
+from store.errors import MalformedEntry
+from store.event import (
+    NO_DIGEST,
+    EventRow,
+    LifecycleEvent,
+    LogEntry,
+    decode,
+    decode_row,
+    encode,
+)
+from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
+
+PAGE = 1000
+"""Entries read in one round trip."""
+START = "0-0"
+"""The position before the first entry."""
+
+RawEntry = tuple[bytes, list[bytes] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What an append did.
+
+    Attributes:
+        last_seq: the last sequence number of the process that is now in the log.
+        added: how many events of the batch were new.
+    """
+
+    last_seq: int
+    added: int
+
+
+@dataclass(slots=True)
+class Page:
+    """A stretch of one partition, decoded for the hot paths.
+
+    Attributes:
+        partition: which.
+        position: id of the last entry read; read on from there.
+        rows: (entry id, event), in order.
+        malformed: (entry id, why), of entries that are not events.
+    """
+
+    partition: int
+    position: str
+    rows: list[tuple[str, EventRow]] = field(default_factory=list)
+    malformed: list[tuple[str, str]] = field(default_factory=list)
+
+
+def parse_page(partition: int, raw: Sequence[RawEntry], position: str) -> Page:
+    """Decodes what XRANGE or XREAD answered (list of [id, [field, value, …]])."""
+    page = Page(partition, position)
+    rows = page.rows
+    for entry_id, fields in raw:
+        name = entry_id.decode()
+        try:
+            rows.append((name, decode_row(_payload(fields))))
+        except MalformedEntry as error:
+            page.malformed.append((name, str(error)))
+    if raw:
+        page.position = raw[-1][0].decode()
+    return page
+
+
+def _payload(fields: Sequence[bytes] | None) -> bytes:
+    if not fields or len(fields) != 2 or fields[0] != b"e":
+        raise MalformedEntry("the entry has no field e, or more than that")
+    return fields[1]
+
+
+def id_key(entry_id: str) -> tuple[int, int]:
+    """An entry id as a value that sorts as Redis sorts it.
+
+    Raises:
+        ValueError: it is not an entry id.
+    """
+    ms, _, n = entry_id.partition("-")
+    return int(ms), int(n or 0)
+
+
+class EventLog:
+    """All events of a namespace.
+
+    Args:
+        store: an open store.
+        namespace: its name.
+        partitions: how many the namespace must have; None takes what is recorded in it.
+
+    The namespace is opened, and made if it is new, by the first call; that call raises
+    NamespaceError when it does not fit.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        namespace: str | Namespace = DEFAULT_NAMESPACE,
+        *,
+        partitions: int | None = None,
+    ) -> None:
+        self._store = store
+        self._opened = namespace if isinstance(namespace, Namespace) else None
+        self._name = namespace if isinstance(namespace, str) else namespace.name
+        self._wanted = partitions
+        self._digests: dict[str, tuple[int, str]] = {}
+
+    async def namespace(self) -> Namespace:
+        """The opened namespace.
+
+        Raises:
+            NamespaceError: see `open_namespace`.
+        """
+        if self._opened is None:
+            self._opened = await open_namespace(self._store, self._name, self._wanted)
+        return self._opened
+
+    # --- append ---------------------------------------------------------------------------------
+
+    async def append(self, events: Sequence[LifecycleEvent]) -> Appended:
+        """Appends a batch of events of one process, in one round trip.
+
+        Args:
+            events: of one process, their `seq` ascending without gaps. What the log has already is
+                skipped, so a batch may be sent again.
+
+        Returns:
+            The last sequence number now in the log, and how many events were new.
+
+        Raises:
+            SequenceGap: the batch starts beyond the next sequence number; nothing was written.
+            Fenced: the process was declared lost; nothing was written.
+            ValueError: the batch mixes processes or skips a number.
+        """
+        if not events:
+            return Appended(0, 0)
+        process, first = events[0].process, events[0].seq
+        for offset, event in enumerate(events):
+            if event.process != process or event.seq != first + offset:
+                raise ValueError(
+                    f"a batch holds events of one process with seq ascending by one; "
+                    f"event {offset} is seq {event.seq} of {event.process}"
+                )
+        seq, digest = self._digests.get(process, (0, NO_DIGEST))
+        if seq != first - 1:
+            digest = await self._digest_before(process, first)
+        payloads = []
+        for event in events:
+            payload, digest = encode(event, digest)
+            payloads.append(payload)
+        appended = await self.append_encoded(process, first, payloads)
+        self._digests[process] = (events[-1].seq, digest)
+        return appended
+
+    async def append_encoded(self, process: str, first: int, payloads: Sequence[bytes]) -> Appended:
+        """Appends events that are encoded and chained already; see `append`."""
+        keys = (await self.namespace()).partition_keys(process)
+        last, added = await self._store.script(
+            "append", [keys.log, keys.seqs], [process, first, *payloads]
+        )
+        return Appended(int(last), int(added))
+
+    async def _digest_before(self, process: str, seq: int) -> str:
+        """The digest of event `seq - 1` of a process, read from the log backwards."""
+        if seq == 1:
+            return NO_DIGEST
+        partition = (await self.namespace()).partition_of(process)
+        async for _, raw in self._backwards(partition):
+            try:
+                row = decode_row(_payload(raw))
+            except MalformedEntry:
+                continue
+            if row.process == process and row.seq == seq - 1:
+                return row.digest
+            if row.process == process and row.seq < seq - 1:
+                break
+        return NO_DIGEST
+
+    async def _backwards(self, partition: int) -> AsyncIterator[RawEntry]:
+        end = "+"
+        while raw := await self._xrange(partition, "-", end, PAGE, reverse=True):
+            for entry in raw:
+                yield entry
+            end = "(" + raw[-1][0].decode()
+
+    # --- read -----------------------------------------------------------------------------------
+
+    async def _xrange(
+        self, partition: int, low: str, high: str, count: int, *, reverse: bool = False
+    ) -> list[RawEntry]:
+        key = (await self.namespace()).keys.partition(partition).log
+        command = ("XREVRANGE", key, high, low) if reverse else ("XRANGE", key, low, high)
+        answer: list[RawEntry] = await self._store.redis.execute_command(*command, "COUNT", count)
+        return answer
+
+    async def page(
+        self, partition: int, after: str = START, *, until: str = "+", count: int = PAGE
+    ) -> Page:
+        """Up to `count` entries of a partition after the entry `after`, decoded for the hot paths.
+
+        An empty page (its position is `after`) means that the end was reached. Malformed entries
+        are listed in the page; see `quarantine`.
+        """
+        raw = await self._xrange(partition, f"({after}", until, count)
+        return parse_page(partition, raw, after)
+
+    async def read(
+        self,
+        after: str = START,
+        *,
+        until: str = "+",
+        partition: int | None = None,
+        process: str | None = None,
+    ) -> AsyncIterator[LogEntry]:
+        """All events from a position on, in the order of Redis time, until the present end.
+
+        Args:
+            after: an entry id; the entry itself is not read.
+            until: an entry id, read inclusively, or `+`.
+            partition: only this one; None merges all.
+            process: only events of this process (its partition alone is read).
+
+        Malformed entries are passed over.
+        """
+        namespace = await self.namespace()
+        if process is not None:
+            partition = namespace.partition_of(process)
+        chosen = namespace.all_partitions() if partition is None else [partition]
+        streams = [self._one(p, after, until) for p in chosen]
+        async for entry in _merge(streams):
+            if process is None or entry.event.process == process:
+                yield entry
+
+    async def _one(self, partition: int, after: str, until: str) -> AsyncIterator[LogEntry]:
+        while raw := await self._xrange(partition, f"({after}", until, PAGE):
+            for entry_id, fields in raw:
+                after = entry_id.decode()
+                try:
+                    event = decode(_payload(fields))
+                except MalformedEntry:
+                    continue
+                yield LogEntry(after, partition, event)
+
+    async def follow(self, after: Mapping[int, str] | str | None = None) -> AsyncIterator[LogEntry]:
+        """Events as they come, for ever.
+
+        Args:
+            after: a position for every partition, or one for all; None begins at the present end.
+        """
+        namespace = await self.namespace()
+        if after is None:
+            after = await self.last()
+        positions = {
+            p: after if isinstance(after, str) else after.get(p, START)
+            for p in namespace.all_partitions()
+        }
+        while True:
+            entries: list[LogEntry] = []
+            for partition, raw in await self.wait(positions):
+                positions[partition] = raw[-1][0].decode()
+                for entry_id, fields in raw:
+                    try:
+                        event = decode(_payload(fields))
+                    except MalformedEntry:
+                        continue
+                    entries.append(LogEntry(entry_id.decode(), partition, event))
+            for entry in sorted(entries, key=lambda e: id_key(e.id)):
+                yield entry
+
+    async def wait(
+        self, positions: Mapping[int, str], *, block_ms: int = BLOCK_MS
+    ) -> list[tuple[int, list[RawEntry]]]:
+        """Waits for entries after `positions` (partition -> entry id); empty when none came."""
+        keys = (await self.namespace()).keys
+        by_key = {keys.partition(p).log.encode(): p for p in positions}
+        answer = await read_streams(
+            self._store, {keys.partition(p).log: at for p, at in positions.items()}, block_ms
+        )
+        return [(by_key[key], raw) for key, raw in answer]
+
+    async def last(self, partition: int | None = None) -> dict[int, str]:
+        """The id of the last entry of each partition (or of one), `0-0` where there is none."""
+        namespace = await self.namespace()
+        chosen = namespace.all_partitions() if partition is None else [partition]
+        pipe = self._store.redis.pipeline(transaction=False)
+        for number in chosen:
+            pipe.xrevrange(namespace.keys.partition(number).log, count=1)
+        answers = await pipe.execute()
+        return {
+            number: answer[0][0].decode() if answer else START
+            for number, answer in zip(chosen, answers, strict=True)
+        }
+
+    async def last_seq(self, process: str) -> int:
+        """The last sequence number of a process in the log; 0 when there is none."""
+        keys = (await self.namespace()).partition_keys(process)
+        value = await self._store.redis.hget(keys.seqs, process)
+        return int(value) if value and value != b"lost" else 0
+
+    # --- quarantine -----------------------------------------------------------------------------
+
+    async def quarantine(self, partition: int, malformed: Iterable[tuple[str, str]]) -> None:
+        """Sets malformed entries aside: id and reason. The raw entries stay in the stream."""
+        if reasons := dict(malformed):
+            key = (await self.namespace()).keys.partition(partition).quarantine
+            await self._store.redis.hset(key, mapping=reasons)
+
+    async def quarantined(self) -> dict[str, str]:
+        """All malformed entries known: entry id -> why it is not an event."""
+        namespace = await self.namespace()
+        pipe = self._store.redis.pipeline(transaction=False)
+        for number in namespace.all_partitions():
+            pipe.hgetall(namespace.keys.partition(number).quarantine)
+        return {
+            entry_id.decode(): reason.decode()
+            for answer in await pipe.execute()
+            for entry_id, reason in answer.items()
+        }
+
+
+async def read_streams(
+    store: Store, positions: Mapping[str, str], block_ms: int
+) -> list[tuple[bytes, list[RawEntry]]]:
+    """XREAD on several streams with raw replies: [(key, [(id, [field, value, …]), …]), …]."""
+    answer = await store.redis.execute_command(
+        "XREAD", "COUNT", PAGE, "BLOCK", block_ms, "STREAMS", *positions, *positions.values()
+    )
+    return answer or []
+
+
+async def _merge(streams: Sequence[AsyncIterator[LogEntry]]) -> AsyncIterator[LogEntry]:
+    """Merges partitions into one sequence by entry id, the partition's number breaking ties."""
+    heap: list[tuple[tuple[int, int], int, LogEntry]] = []
+    for number, stream in enumerate(streams):
+        async for entry in stream:
+            heap.append((id_key(entry.id), number, entry))
+            break
+    heapq.heapify(heap)
+    while heap:
+        _, number, entry = heap[0]
+        yield entry
+        async for following in streams[number]:
+            heapq.heapreplace(heap, (id_key(following.id), number, following))
+            break
+        else:
+            heapq.heappop(heap)

@@ -1,0 +1,246 @@
+"""What host and worker say to each other, as values: inventory, order, and the note of a change.
+
+The outcome of an order has no message of its own: it is the event with the order's id in the log
+(`cleaned_up`, `cleanup_refused`, `cleanup_failed`), so that the log tells the whole story.
+
+`HostPort` is the seam: a worker reaches hosts through Redis (`store.channel`), a service that runs
+the reconciler within itself through the host object directly, a simulation through whatever it likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from hashlib import blake2b
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from store.errors import MalformedEntry
+
+T = TypeVar("T")
+
+BUCKETS = 256
+"""Buckets that an inventory is divided into."""
+
+
+def hash_of(item: str) -> int:
+    """64 bits of BLAKE2b of an inventory line: its bucket and its part in the bucket's digest."""
+    return int.from_bytes(blake2b(item.encode(), digest_size=8).digest())
+
+
+class IndexEntry(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """One entry of an index registry: `registry[key]` names `target`.
+
+    `target` is a reference. An entry that lists several resources counts as several of these. `whole`
+    is True when the key itself names the target, so that the entry goes as a whole with it.
+    """
+
+    registry: str
+    key: str
+    target: str
+    whole: bool = False
+
+
+class Bucket(msgspec.Struct, array_like=True):
+    """One bucket of an inventory: references held, and index entries."""
+
+    held: list[str]
+    entries: list[IndexEntry]
+
+
+class RegistryCount(msgspec.Struct, array_like=True, frozen=True):
+    """How full one registry is. `role` is `primary` or `index`; `kind` what it holds or names."""
+
+    name: str
+    role: str
+    kind: str
+    count: int
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """What travels of an inventory each time.
+
+    Attributes:
+        process: whose.
+        as_of: seq of the last event recorded at the instant the inventory was taken.
+        digests: bucket number -> the XOR of the hashes of its lines, hexadecimal; empty buckets
+            are left out.
+        kinds: the kinds that the primary registries of this process cover.
+        registries: how full each is.
+        rss: resident memory of the process, in bytes.
+        fds: open file descriptors.
+        outbox: events recorded and not yet acknowledged.
+        answers: ids of the `report` orders that this inventory answers.
+    """
+
+    process: str
+    as_of: int
+    digests: dict[str, str]
+    kinds: tuple[str, ...] = ()
+    registries: tuple[RegistryCount, ...] = ()
+    rss: int = 0
+    fds: int = 0
+    outbox: int = 0
+    answers: tuple[str, ...] = ()
+
+
+class Inventory(msgspec.Struct, frozen=True):
+    """What the registries of one process held at one instant.
+
+    Attributes:
+        process: whose.
+        as_of: seq of the last event recorded at that instant.
+        held: references in the primary registries.
+        entries: of the index registries.
+        kinds: the kinds that the primary registries cover; of other kinds `held` says nothing.
+        rss: resident memory of the process, in bytes; 0 is unknown.
+    """
+
+    process: str
+    as_of: int
+    held: frozenset[str] = frozenset()
+    entries: tuple[IndexEntry, ...] = ()
+    kinds: frozenset[str] = frozenset()
+    rss: int = 0
+
+
+class Action(StrEnum):
+    """What an order asks for.
+
+    `teardown` ends a resource; `drop_entry` removes one index entry; `close_ghost` closes in the log
+    what the registry no longer holds; `adopt` records what the log has never heard of; `report` asks
+    for a fresh inventory, taken from the registries themselves.
+    """
+
+    TEARDOWN = "teardown"
+    DROP_ENTRY = "drop_entry"
+    CLOSE_GHOST = "close_ghost"
+    ADOPT = "adopt"
+    REPORT = "report"
+
+
+class Order(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One thing that the worker asks a host for, with its preconditions.
+
+    Attributes:
+        id: of the order; the event that ends it carries the same.
+        process: who is asked.
+        action: see `Action`.
+        ref: the resource; for `drop_entry` the one that the entry names.
+        seq: the last seq of the resource that the worker had folded; the host refuses when its own
+            is another.
+        reason: why, in words.
+        stage: orders sent together are carried out stage by stage, ascending.
+        timeout: seconds that a teardown may take.
+        registry, key: the index entry of a `drop_entry`.
+        trace_id: of the pass.
+    """
+
+    id: str
+    process: str
+    action: str
+    ref: str
+    seq: int = 0
+    reason: str = ""
+    stage: int = 0
+    timeout: float = 30.0
+    registry: str | None = None
+    key: str | None = None
+    trace_id: str | None = None
+
+
+class Note(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A line in a partition's inbox, for the worker that acts for it.
+
+    `kind` is `inventory` (of `process` changed), `stopped` (`process` left), or `reconcile` (a
+    request to force a pass, answered under `request`).
+    """
+
+    kind: str
+    process: str | None = None
+    request: str | None = None
+    dry_run: bool = False
+    deadline_ms: int = 0
+
+
+encode_message = msgspec.json.Encoder().encode
+_orders = msgspec.json.Decoder(Order)
+_notes = msgspec.json.Decoder(Note)
+_summaries = msgspec.json.Decoder(Summary)
+_buckets = msgspec.json.Decoder(Bucket)
+
+
+def decode_order(payload: bytes) -> Order:
+    """Raises MalformedEntry when `payload` is not an order."""
+    return _decode(_orders, payload)
+
+
+def decode_note(payload: bytes) -> Note:
+    """Raises MalformedEntry when `payload` is not a note."""
+    return _decode(_notes, payload)
+
+
+def decode_summary(payload: bytes) -> Summary:
+    """Raises MalformedEntry when `payload` is not the summary of an inventory."""
+    return _decode(_summaries, payload)
+
+
+def decode_bucket(payload: bytes) -> Bucket:
+    """Raises MalformedEntry when `payload` is not a bucket of an inventory."""
+    return _decode(_buckets, payload)
+
+
+def _decode(decoder: msgspec.json.Decoder[T], payload: bytes) -> T:
+    try:
+        return decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise MalformedEntry(str(error)) from None
+
+
+class InventoryMirror:
+    """The reader's copy of one process's inventory, brought up to date bucket by bucket."""
+
+    def __init__(self, process: str) -> None:
+        self.process = process
+        self.summary: Summary | None = None
+        self._digests: dict[str, str] = {}
+        self._buckets: dict[str, Bucket] = {}
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """Bucket number -> digest of the content held here."""
+        return self._digests
+
+    def update(self, summary: Summary, buckets: Mapping[str, bytes]) -> None:
+        """Takes over the buckets that changed; an empty one is dropped."""
+        for number, content in buckets.items():
+            if content:
+                self._buckets[number] = decode_bucket(content)
+            else:
+                self._buckets.pop(number, None)
+        self._digests = {n: d for n, d in summary.digests.items() if n in self._buckets}
+        self.summary = summary
+
+    def inventory(self) -> Inventory | None:
+        """The whole inventory as a value; None before the first update."""
+        if self.summary is None:
+            return None
+        return Inventory(
+            process=self.process,
+            as_of=self.summary.as_of,
+            held=frozenset(ref for bucket in self._buckets.values() for ref in bucket.held),
+            entries=tuple(entry for bucket in self._buckets.values() for entry in bucket.entries),
+            kinds=frozenset(self.summary.kinds),
+            rss=self.summary.rss,
+        )
+
+
+class HostPort(Protocol):
+    """How a reconciler reaches a host: the narrow seam where real and simulated parts change places."""
+
+    async def inventory(self, process: str) -> Inventory | None:
+        """What `process` held at some instant; None when it has not said yet."""
+
+    async def send(self, orders: Sequence[Order]) -> None:
+        """Hands orders to their processes. Their outcomes come back as events in the log."""
