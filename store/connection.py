@@ -57,6 +57,10 @@ def shown(url: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
 
 
+def _raw(reply: Any, **_: Any) -> Any:
+    return reply
+
+
 class Store:
     """A connection to Redis that has been checked. Made by `connect`.
 
@@ -72,7 +76,7 @@ class Store:
         self._redis: Redis | None = None
 
     @property
-    def redis(self) -> Redis:
+    def redis(self) -> Any:  # redis-py types every reply as bytes or str; here it is always bytes
         if self._redis is None:
             raise RedisUnavailable(f"{self.url} is not connected; use `async with connect(url)`")
         return self._redis
@@ -119,7 +123,7 @@ class Store:
         # Raw replies of the stream reads, [id, [field, value, …]]: redis-py would build a dict for
         # every entry, which costs as much as reading it.
         for command in ("XRANGE", "XREVRANGE", "XREAD"):
-            self._redis.set_response_callback(command, lambda reply, **_: reply)
+            self._redis.set_response_callback(command, _raw)
         try:
             await self._check()
         except BaseException:

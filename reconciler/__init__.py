@@ -1,0 +1,23 @@
+"""What should be: fold, policies, desired state, drift and plan as pure functions; then the worker.
+
+It stands on `store`, and never imports `adapters`.
+"""
+
+from reconciler.drift import Drift, DriftItem, find_drift
+from reconciler.fold import FleetState, ProcessState, Resource, fold
+from reconciler.plan import Plan, Step, make_plan
+from reconciler.policy import Policy
+
+__all__ = [
+    "Drift",
+    "DriftItem",
+    "FleetState",
+    "Plan",
+    "Policy",
+    "ProcessState",
+    "Resource",
+    "Step",
+    "find_drift",
+    "fold",
+    "make_plan",
+]
