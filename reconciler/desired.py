@@ -9,7 +9,7 @@ is a resource whose moment has passed; what would end it, and when, is the same 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import inf
 
 from reconciler.fold import ProcessState, Resource
@@ -117,6 +117,10 @@ def evictions(
         return {}
     users = users_of(process)
     free = _evictable(process, now_ms)
+    of_kind: dict[str, list[Resource]] = defaultdict(list)
+    for resource in process.resources.values():
+        of_kind[resource.kind].append(resource)
+    sessions, runners = of_kind["session"], of_kind["runner"]
     chosen: dict[str, str] = {}
 
     def choose(refs: Iterable[str], reason: str) -> None:
@@ -124,36 +128,43 @@ def evictions(
             for member in _with_users(ref, users):
                 chosen.setdefault(member, reason)
 
-    def oldest(resources: Iterable[Resource]) -> list[str]:
-        return [r.ref for r in sorted(resources, key=lambda r: (r.used_ms, r.seq)) if r.ref in free]
+    def excess(resources: list[Resource], limit: int) -> list[str]:
+        over = max(0, len(resources) - limit)
+        by_age = sorted(resources, key=lambda r: (r.used_ms, r.seq))
+        return [r.ref for r in by_age if r.ref in free][:over]
 
-    of_kind: dict[str, list[Resource]] = defaultdict(list)
-    for resource in process.resources.values():
-        of_kind[resource.kind].append(resource)
     if policy.max_sessions_per_user:
+        limit = policy.max_sessions_per_user
         by_user: dict[str, list[Resource]] = defaultdict(list)
-        for session in of_kind["session"]:
+        for session in sessions:
             if session.user is not None:
                 by_user[session.user].append(session)
-        for sessions in by_user.values():
-            excess = len(sessions) - policy.max_sessions_per_user
-            if excess > 0:
-                limit = f"its user has more than {policy.max_sessions_per_user} sessions"
-                choose(oldest(sessions)[:excess], limit)
+        for of_user in by_user.values():
+            choose(excess(of_user, limit), f"its user has more than {limit} sessions")
     if policy.max_runners:
-        excess = len(of_kind["runner"]) - policy.max_runners
-        if excess > 0:
-            limit = f"the process has more than {policy.max_runners} runners"
-            choose(oldest(of_kind["runner"])[:excess], limit)
+        limit = policy.max_runners
+        choose(excess(runners, limit), f"the process has more than {limit} runners")
     if policy.max_process_memory and rss > policy.max_process_memory:
-        count = 1 + len(of_kind["session"]) // MEMORY_SHARE
-        limit = f"the process has {rss} bytes of memory, the limit is {policy.max_process_memory}"
-        choose(oldest(of_kind["session"])[:count], limit)
+        share = 1 + len(sessions) // MEMORY_SHARE
+        choose(
+            excess(sessions, len(sessions) - share),
+            f"the process has {rss} bytes of memory, the limit is {policy.max_process_memory}",
+        )
+    _apply_rules(process, policy, now_ms, free, choose)
+    return chosen
+
+
+def _apply_rules(
+    process: ProcessState,
+    policy: Policy,
+    now_ms: int,
+    free: set[str],
+    choose: Callable[[Iterable[str], str], None],
+) -> None:
     for rule in policy.rules:
         for resource in process.resources.values():
             if resource.ref in free and (reason := rule(resource, process, now_ms)):
                 choose([resource.ref], str(reason))
-    return chosen
 
 
 def _evictable(process: ProcessState, now_ms: int) -> set[str]:

@@ -36,6 +36,7 @@ class Step:
         process, ref, seq, registry, key: as in an order.
         reason: in words.
         sort: the sort of drift that it ends.
+        after: resources that must be gone before it.
         stage: steps are carried out stage by stage.
         consequence: it becomes due only through other steps of this plan.
     """
@@ -47,6 +48,7 @@ class Step:
     reason: str
     sort: str
     stage: int
+    after: tuple[str, ...] = ()
     registry: str | None = None
     key: str | None = None
     consequence: bool = False
@@ -111,6 +113,8 @@ def make_plan(
     inventories: Mapping[str, Inventory],
     policy: Policy,
     now_ms: int,
+    *,
+    force: bool = False,
 ) -> Plan:
     """Makes a plan that ends the drift.
 
@@ -120,6 +124,7 @@ def make_plan(
         inventories: as given to `find_drift`; they tell which index entries will dangle.
         policy: backoff, and what to do with untracked resources.
         now_ms: Redis time.
+        force: try again now what waits for its next try.
 
     Returns:
         Steps in the order of teardown, and what waits: for a retry, an outcome, or a user that has
@@ -136,7 +141,7 @@ def make_plan(
             continue
         ready: list[DriftItem] = []
         for item in items:
-            held_up = _held_up(process, item, policy, now_ms)
+            held_up = _held_up(process, item, policy, now_ms, force=force)
             if held_up is None:
                 ready.append(item)
             else:
@@ -150,7 +155,9 @@ def make_plan(
     return Plan(tuple(steps), tuple(waiting))
 
 
-def _held_up(process: ProcessState, item: DriftItem, policy: Policy, now_ms: int) -> Waiting | None:
+def _held_up(
+    process: ProcessState, item: DriftItem, policy: Policy, now_ms: int, *, force: bool
+) -> Waiting | None:
     """The reason to leave an item alone now, if there is one."""
     resource = process.resources.get(item.ref)
     if resource is not None and item.sort != "dangling" and resource.in_use > 0:
@@ -162,7 +169,7 @@ def _held_up(process: ProcessState, item: DriftItem, policy: Policy, now_ms: int
     if attempt is None or attempt.seq != item.seq:
         return None
     at = retry_at(target, attempt, policy)
-    if at <= now_ms:
+    if at <= now_ms or (force and not attempt.pending):
         return None
     reason = "its order is under way" if attempt.pending else attempt.reason
     stuck = attempt.failures >= policy.stuck_after
@@ -212,8 +219,21 @@ def _teardowns(
             item.reason,
             "orphan",
             stages[ref],
+            _before(process, ref, everything, users),
             consequence=ref in consequences,
         )
+
+
+def _before(
+    process: ProcessState,
+    ref: str,
+    going: Mapping[str, DriftItem],
+    users: Mapping[str, list[str]],
+) -> tuple[str, ...]:
+    """What else of the plan must be gone before `ref` may go."""
+    owner = process.resources[ref].owned_by
+    before = [user for user in users.get(ref, ()) if user in going]
+    return (*before, owner) if owner is not None and owner in going else tuple(before)
 
 
 def _stages(
@@ -272,6 +292,7 @@ def _entries(
                 item.reason,
                 "dangling",
                 ENTRY_STAGE,
+                (),
                 item.registry,
                 item.key,
             )
@@ -288,6 +309,7 @@ def _entries(
             f"{entry.registry}[{entry.key}] names {entry.target}, which goes in the same pass",
             "dangling",
             ENTRY_STAGE,
+            (),
             entry.registry,
             entry.key,
             consequence=True,

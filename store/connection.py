@@ -73,7 +73,7 @@ class Store:
         self.url = shown(url)
         self._address = url
         self._embedded: EmbeddedServer | None = None
-        self._redis: Redis | None = None
+        self._redis: Any = None
 
     @property
     def redis(self) -> Any:  # redis-py types every reply as bytes or str; here it is always bytes

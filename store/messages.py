@@ -3,8 +3,8 @@
 The outcome of an order has no message of its own: it is the event with the order's id in the log
 (`cleaned_up`, `cleanup_refused`, `cleanup_failed`), so that the log tells the whole story.
 
-`HostPort` is the seam: a worker reaches hosts through Redis (`store.channel`), a service that runs
-the reconciler within itself through the host object directly, a simulation through whatever it likes.
+A worker reaches hosts through Redis (`store.channel`); `HostPort` is the seam for whoever has the host
+within reach.
 """
 
 from __future__ import annotations
@@ -131,6 +131,7 @@ class Order(msgspec.Struct, frozen=True, omit_defaults=True):
         seq: the last seq of the resource that the worker had folded; the host refuses when its own
             is another.
         reason: why, in words.
+        after: resources that must be gone before this one may go.
         stage: orders sent together are carried out stage by stage, ascending.
         timeout: seconds that a teardown may take.
         registry, key: the index entry of a `drop_entry`.
@@ -143,6 +144,7 @@ class Order(msgspec.Struct, frozen=True, omit_defaults=True):
     ref: str
     seq: int = 0
     reason: str = ""
+    after: tuple[str, ...] = ()
     stage: int = 0
     timeout: float = 30.0
     registry: str | None = None
@@ -237,10 +239,18 @@ class InventoryMirror:
 
 
 class HostPort(Protocol):
-    """How a reconciler reaches a host: the narrow seam where real and simulated parts change places."""
+    """A host within reach: the narrow seam where real and simulated parts change places.
 
-    async def inventory(self, process: str) -> Inventory | None:
-        """What `process` held at some instant; None when it has not said yet."""
+    A reconciler that runs in the same process as a host talks to it through this instead of through
+    Redis: same code, another transport.
+    """
 
-    async def send(self, orders: Sequence[Order]) -> None:
-        """Hands orders to their processes. Their outcomes come back as events in the log."""
+    @property
+    def process(self) -> str:
+        """The id of the process."""
+
+    def inventory(self) -> Inventory:
+        """What its registries hold at this instant."""
+
+    def execute(self, orders: Sequence[Order]) -> object:
+        """Takes orders. Their outcomes come back as events in the log."""

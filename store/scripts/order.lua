@@ -11,12 +11,14 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED')
 local last = tonumber(redis.call('HGET', KEYS[3], ARGV[2]) or '0')
 local first, count = tonumber(ARGV[3]), tonumber(ARGV[4])
 if first > last + 1 then return redis.error_reply('SEQGAP ' .. (last + 1)) end
-if first + count - 1 <= last then return last end
+if count > 0 and first + count - 1 <= last then return last end
 for i = 5, count + 4 do
   redis.call('XADD', KEYS[2], '*', 'e', ARGV[i])
 end
-last = first + count - 1
-redis.call('HSET', KEYS[3], ARGV[2], last)
+if count > 0 then
+  last = first + count - 1
+  redis.call('HSET', KEYS[3], ARGV[2], last)
+end
 for i = count + 5, #ARGV, 2 do
   local key = KEYS[tonumber(ARGV[i])]
   redis.call('XADD', key, 'MAXLEN', '~', 10000, '*', 'o', ARGV[i + 1])

@@ -1,0 +1,228 @@
+"""Carries out orders, under their preconditions. The host's half of "nothing in use is torn down".
+
+An order is checked and its entry marked as terminating in one tick, without an await between: the
+resource is the very one that the worker saw (same last seq, same object in the registry), nobody has
+it acquired, nothing alive uses it. Otherwise the order is refused with the reason, as an event, and
+the worker decides afresh. A teardown has a time limit; the one that hangs is cancelled and reported,
+and does not hold up the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from adapters.registry import Registry
+from store.event import Scalar
+from store.messages import Action, Order
+
+if TYPE_CHECKING:
+    from adapters.host import Host
+
+log = structlog.get_logger("adapters.executor")
+
+current_order: ContextVar[Order | None] = ContextVar("agent_reconciler_order", default=None)
+"""The order that the running code carries out: what it removes was removed because of that."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """One live resource of this process.
+
+    Attributes:
+        ref: `kind/id`.
+        seq: of its last event.
+        registry: that holds it; None where it was only recorded.
+        key: under which.
+        obj: the very object.
+        uses, owned_by: as recorded.
+        in_use: acquired by how many.
+        terminating: the order that is ending it, or empty.
+    """
+
+    ref: str
+    seq: int
+    registry: Registry | None = None
+    key: Any = None
+    obj: Any = None
+    uses: tuple[str, ...] = ()
+    owned_by: str | None = None
+    in_use: int = 0
+    terminating: str = ""
+
+
+class Refusal(Exception):
+    """A precondition does not hold: `stale`, `gone` or `busy`, and why."""
+
+
+class Executor:
+    """Carries out the orders of one host."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._hanging: set[asyncio.Task[None]] = set()
+
+    async def execute(self, orders: Sequence[Order]) -> None:
+        """Carries out orders that came together: stage by stage, those of one stage side by side."""
+        stages: dict[int, list[Order]] = defaultdict(list)
+        for order in orders:
+            stages[order.stage].append(order)
+        for stage in sorted(stages):
+            await asyncio.gather(*(self._one(order) for order in stages[stage]))
+
+    async def _one(self, order: Order) -> None:
+        token = current_order.set(order)
+        try:
+            match order.action:
+                case Action.TEARDOWN:
+                    await self._teardown(order)
+                case Action.DROP_ENTRY:
+                    self._drop_entry(order)
+                case Action.CLOSE_GHOST:
+                    self._close_ghost(order)
+                case Action.ADOPT:
+                    self._adopt(order)
+                case Action.REPORT:
+                    self._host.report(order.id)
+                case _:
+                    raise Refusal(f"gone: this host does not know the action {order.action!r}")
+        except Refusal as refusal:
+            self._outcome("cleanup_refused", order, str(refusal))
+        finally:
+            current_order.reset(token)
+
+    def _outcome(self, type: str, order: Order, reason: str) -> None:
+        attrs: dict[str, Scalar] | None = None
+        if order.registry is not None:
+            attrs = {"registry": order.registry, "key": order.key}
+        self._host.recorder.record(type, order.ref, reason=reason, order_id=order.id, attrs=attrs)
+
+    # --- teardown -------------------------------------------------------------------------------
+
+    def _check(self, order: Order) -> Entry:
+        """The entry that an order may end now; it is marked before anybody else can run.
+
+        Raises:
+            Refusal: a precondition does not hold.
+        """
+        entry = self._host.entries.get(order.ref)
+        if entry is None and order.seq == 0:
+            entry = self._host.adopt(order.ref)  # It was untracked, and the policy says to end it.
+            order_seq = entry.seq if entry else 0
+        else:
+            order_seq = order.seq
+        if entry is None:
+            raise Refusal("gone: it is not alive in this process")
+        if entry.terminating:
+            raise Refusal(f"busy: order {entry.terminating} is ending it")
+        if entry.seq != order_seq:
+            raise Refusal(f"stale: its last event is seq {entry.seq}, the order knew {order.seq}")
+        if entry.in_use:
+            raise Refusal(f"busy: it is acquired by {entry.in_use}")
+        if entry.registry is not None and not self._host.holds(entry):
+            raise Refusal("gone: its registry does not hold it, or holds another object")
+        if user := self._host.user_of(order.ref):
+            raise Refusal(f"busy: {user} uses it")
+        for other in order.after:
+            if other in self._host.entries:
+                raise Refusal(f"busy: {other} has to go first, and is still alive")
+        entry.terminating = order.id
+        return entry
+
+    async def _teardown(self, order: Order) -> None:
+        entry = self._check(order)
+        try:
+            await self._bounded(self._end(entry, order), order.timeout)
+        except Exception as error:
+            if self._host.entries.get(order.ref) is entry:
+                entry.terminating = ""
+            reason = str(error) or type(error).__name__
+            log.warning("teardown failed", ref=order.ref, order_id=order.id, reason=reason)
+            self._outcome("cleanup_failed", order, reason)
+
+    async def _end(self, entry: Entry, order: Order) -> None:
+        registry = entry.registry
+        id = entry.ref.partition("/")[2]
+        if registry is None:
+            handler = self._host.handlers.get(entry.ref.partition("/")[0])
+            if handler is None:
+                raise RuntimeError("no registry and no handler of this process can end it")
+            await _call(handler, id, None)
+            self._host.forget(entry, reason=order.reason)
+            return
+        if registry.save is not None:
+            try:
+                await _call(registry.save, id, entry.obj)
+            except Exception as error:
+                raise RuntimeError(
+                    f"it stays, its recovery record was not saved: {error}"
+                ) from error
+        await _call(registry.teardown or close, id, entry.obj)
+        if self._host.entries.get(entry.ref) is entry:
+            registry.pop(entry.key, None)
+
+    async def _bounded(self, ending: Awaitable[None], timeout: float) -> None:
+        """Waits for a teardown, but not longer than `timeout` seconds, even if it ignores that."""
+        task = asyncio.ensure_future(ending)
+        done, _ = await asyncio.wait({task}, timeout=timeout)
+        if done:
+            return task.result()
+        task.cancel()
+        self._hanging.add(task)
+        task.add_done_callback(self._let_go)
+        raise TimeoutError(f"no end after {timeout:g} s; it was cancelled")
+
+    def _let_go(self, task: asyncio.Task[None]) -> None:
+        self._hanging.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("a cancelled teardown failed later", reason=str(error))
+
+    # --- the others: each in one tick -----------------------------------------------------------
+
+    def _drop_entry(self, order: Order) -> None:
+        if order.ref in self._host.entries:
+            raise Refusal(f"stale: {order.ref} is alive")
+        index = self._host.indexes.get(order.registry or "")
+        dropped = index is not None and index.drop(order.key or "", order.ref)
+        self._outcome(
+            "cleaned_up", order, order.reason if dropped else "the entry was gone already"
+        )
+
+    def _close_ghost(self, order: Order) -> None:
+        entry = self._host.entries.get(order.ref)
+        if entry is not None:
+            if entry.seq != order.seq:
+                raise Refusal(f"stale: its last event is seq {entry.seq}, not {order.seq}")
+            if entry.registry is None or self._host.holds(entry):
+                raise Refusal("stale: it is alive")
+            self._host.forget(entry, reason=order.reason)
+        else:
+            self._outcome("cleaned_up", order, order.reason)
+
+    def _adopt(self, order: Order) -> None:
+        if order.ref not in self._host.entries and self._host.adopt(order.ref) is None:
+            raise Refusal("gone: no registry holds it")
+
+
+async def _call(function: Callable[[str, Any], Any], id: str, obj: Any) -> None:
+    result = function(id, obj)
+    if inspect.isawaitable(result):
+        await result
+
+
+async def close(id: str, obj: Any) -> None:
+    """Closes an object by its own `aclose` or `close`; one that has neither needs no closing."""
+    for name in ("aclose", "close"):
+        method = getattr(obj, name, None)
+        if callable(method):
+            result = method()
+            if inspect.isawaitable(result):
+                await result
+            return

@@ -1,0 +1,711 @@
+"""The host agent: what a service embeds to be looked after.
+
+It ties the parts together: registries note changes and the recorder numbers them in the same tick;
+one task sends events and inventory to Redis, one receives orders, one renews the lease of the
+process. When Redis is away, events wait and the service goes on. A process that was declared lost
+while it was only paused finds itself fenced, and starts again as a new process that adopts what it
+still holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import psutil
+import structlog
+
+from adapters.executor import Entry, Executor, current_order
+from adapters.inventory import InventoryBook
+from adapters.recorder import Recorder
+from adapters.registry import Index, ObservedDict, Registry, Teardown, observable
+from store.channel import HostChannel
+from store.connection import Store, Unavailable, connect
+from store.errors import Fenced, NotAlive, SequenceGap
+from store.event import Scalar, process_id
+from store.log import EventLog
+from store.messages import IndexEntry, Inventory, Order, RegistryCount, Summary
+from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
+
+log = structlog.get_logger("adapters.host")
+R = TypeVar("R", Registry, Index)
+
+LEASE_SECONDS = 15.0
+_RESCAN_SECONDS = 1.0
+_PUBLISH_SPACING = 0.01
+_RETRY_FIRST, _RETRY_LONGEST = 0.05, 2.0
+_STOP_SECONDS = 5.0
+
+
+class Use:
+    """Holds a resource acquired: `with host.acquire(ref):` or `async with`. Yields the object."""
+
+    def __init__(self, host: Host, ref: str) -> None:
+        self._host = host
+        self._ref = ref
+        self._entry: Entry | None = None
+
+    def __enter__(self) -> Any:
+        self._entry = self._host.begin_use(self._ref)
+        return self._entry.obj
+
+    def __exit__(self, *exc: object) -> None:
+        entry, self._entry = self._entry, None
+        if entry is not None:
+            self._host.end_use(entry)
+
+    async def __aenter__(self) -> Any:
+        return self.__enter__()
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.__exit__()
+
+
+class Host:
+    """One service process, as the reconciler sees it. Made by `Host.connect`.
+
+    Attributes:
+        name: of the service.
+        recorder: numbers the events.
+        entries: what is alive in this process, by reference.
+        indexes: index registries by name.
+        handlers: teardowns for kinds that no registry holds, by kind.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        name: str,
+        namespace: str = DEFAULT_NAMESPACE,
+        lease_seconds: float = LEASE_SECONDS,
+        owns_store: bool = False,
+    ) -> None:
+        self.name = name
+        self.entries: dict[str, Entry] = {}
+        self.registries: list[Registry] = []
+        self.indexes: dict[str, Index] = {}
+        self.handlers: dict[str, Teardown] = {}
+        self.recorder = Recorder(process_id(name), self._wake_up)
+        self._store = store
+        self._owns_store = owns_store
+        self._namespace_name = namespace
+        self._lease_ms = int(lease_seconds * 1000)
+        self._users: dict[str, dict[str, None]] = {}
+        self._unowned: dict[str, Entry] = {}
+        self._book = InventoryBook()
+        self._answers: list[str] = []
+        self._report_due = False
+        self._last_publish = 0.0
+        self._wake = asyncio.Event()
+        self._awake = False
+        self._thread = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._executing: set[asyncio.Task[None]] = set()
+        self._executor = Executor(self)
+        self._self = psutil.Process()
+        self._connected = True
+        self._beat_now = asyncio.Event()
+
+    # --- life -----------------------------------------------------------------------------------
+
+    @classmethod
+    def connect(
+        cls,
+        url: str | Store,
+        *,
+        name: str,
+        namespace: str = DEFAULT_NAMESPACE,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> Host:
+        """A host for this process: `async with Host.connect(url, name="chat-api") as host:`.
+
+        Args:
+            url: of the Redis that holds the log (see `store.connect`), or an open store.
+            name: of the service; the process is `name@hostname:pid:start`.
+            namespace: of the log.
+            lease_seconds: the process counts as lost when it was not heard of for so long.
+
+        Raises:
+            BadAddress, RedisUnavailable, NamespaceError: when it is entered.
+        """
+        store = url if isinstance(url, Store) else connect(url)
+        return cls(
+            store,
+            name=name,
+            namespace=namespace,
+            lease_seconds=lease_seconds,
+            owns_store=not isinstance(url, Store),
+        )
+
+    @property
+    def process(self) -> str:
+        """The id of this incarnation."""
+        return self.recorder.process
+
+    async def start(self) -> Self:
+        """Connects, announces the process and begins its tasks; see `connect` for what it raises."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        await self._store.open()
+        try:
+            self._namespace: Namespace = await open_namespace(self._store, self._namespace_name)
+            self._log = EventLog(self._store, self._namespace)
+            self._begin_incarnation()
+            await self._channel.beat(self._lease_ms)
+            await self._drain()
+        except BaseException:
+            if self._owns_store:
+                await self._store.close()
+            raise
+        for work in (self._send, self._receive, self._renew):
+            task = asyncio.create_task(work(), name=f"agent-reconciler {work.__name__}")
+            self._tasks.append(task)
+        return self
+
+    def _begin_incarnation(self) -> None:
+        self._channel = HostChannel(self._namespace, self.process)
+        self.recorder.record(
+            "process_started", f"process/{self.process}", attrs={"pid": os.getpid()}
+        )
+        for entry in self.entries.values():
+            self._record_entry("adopted", entry, reason="held by the process at its start")
+        self._book.put_back_all()
+        self._report_due = True
+
+    async def close(self) -> None:
+        """Says that the process ends, sends what is left for some seconds, and lets go.
+
+        What the registries hold is left to the service; it is closed in the log.
+        """
+        tasks, self._tasks = self._tasks, []
+        if not tasks:
+            return
+        for task in [*tasks, *self._executing]:
+            task.cancel()
+        await asyncio.gather(*tasks, *self._executing, return_exceptions=True)
+        self.recorder.record("process_stopped", f"process/{self.process}", reason="closed")
+        try:
+            async with asyncio.timeout(_STOP_SECONDS):
+                await self._drain()
+                await self._channel.leave()
+        except (*Unavailable, TimeoutError, Fenced, SequenceGap) as error:
+            log.warning(
+                "not everything was sent at the end", left=len(self.recorder), error=str(error)
+            )
+        if self._owns_store:
+            await self._store.close()
+
+    def __await__(self) -> Generator[Any, None, Host]:
+        return self.start().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # --- registries -----------------------------------------------------------------------------
+
+    def registry(
+        self, kind: str, content: Mapping[Any, Any] | None = None, **options: Any
+    ) -> Registry:
+        """A new primary registry of this host; options as for `Registry`."""
+        return self.add(Registry(kind, content, **options))
+
+    def index(self, name: str, names: str | None = None, **options: Any) -> Index:
+        """A new index registry of this host; options as for `Index`."""
+        return self.add(Index(name, names, **options))
+
+    def add(self, registry: R) -> R:
+        """Takes a registry in; what it holds already is adopted.
+
+        Raises:
+            ValueError: it belongs to a host already, or an index of that name exists.
+        """
+        if registry.host is not None:
+            raise ValueError(f"registry {registry.name} belongs to a host already")
+        if isinstance(registry, Index):
+            if registry.name in self.indexes:
+                raise ValueError(f"there is an index named {registry.name} already")
+            self.indexes[registry.name] = registry
+            registry.host = self
+            registry.rescan()
+        else:
+            self.registries.append(registry)
+            registry.host = self
+            for key, value in registry.items():
+                self.entry_added(registry, key, value, type="adopted")
+        self._report_due = True
+        self._wake_up()
+        return registry
+
+    def observe(self, owner: Any, attribute: str, *, kind: str, **options: Any) -> Registry:
+        """Turns a dict of a service into a primary registry, in place.
+
+        Args:
+            owner: the object that has the dict.
+            attribute: its name; it is replaced by an observed dict with the same content.
+            kind: of the resources in it.
+            options: as for `Registry`; the name is the attribute's.
+
+        Raises:
+            TypeError: it is not a plain dict, or is observed already.
+        """
+        content = observable(getattr(owner, attribute), attribute)
+        registry = Registry(kind, content, **{"name": attribute, **options})
+        setattr(owner, attribute, registry)
+        return self.add(registry)
+
+    def observe_index(
+        self, owner: Any, attribute: str, *, names: str | None = None, **options: Any
+    ) -> Index:
+        """Turns a dict of a service into an index registry, in place; see `observe` and `Index`."""
+        content = observable(getattr(owner, attribute), attribute)
+        index = Index(options.pop("name", attribute), names, content, **options)
+        setattr(owner, attribute, index)
+        return self.add(index)
+
+    def remove(self, registry: Registry | Index) -> dict[Any, Any]:
+        """Lets a registry go; its resources are closed in the log. Returns its content, as a dict."""
+        if isinstance(registry, Index):
+            registry.forget()
+            del self.indexes[registry.name]
+        else:
+            for key in list(registry):
+                self.entry_removed(registry, key, reason="no longer observed")
+            self.registries = [one for one in self.registries if one is not registry]
+        registry.host = None
+        self._report_due = True
+        self._wake_up()
+        return registry.plain()
+
+    def handle(self, kind: str, teardown: Teardown) -> None:
+        """Names the teardown for resources of a kind that are recorded without a registry."""
+        self.handlers[kind] = teardown
+
+    # --- what happens to resources ----------------------------------------------------------------
+
+    def record(
+        self,
+        type: str,
+        ref: str,
+        *,
+        uses: Sequence[str] | None = None,
+        owned_by: str | None = None,
+        reason: str | None = None,
+        attrs: dict[str, Scalar] | None = None,
+    ) -> int:
+        """Records an event about a resource that no registry of this host holds.
+
+        It takes a microsecond or two and never waits. `created` and `reused` make the resource known to
+        this host, `cleaned_up` forgets it. Arguments, result and errors as for `Recorder.record`.
+        """
+        entry = self.entries.get(ref)
+        seq = self.recorder.record(
+            type, ref, uses=uses, owned_by=owned_by, reason=reason, attrs=attrs
+        )
+        if type == "cleaned_up":
+            if entry is not None:
+                self._drop(entry)
+        elif type in {"created", "reused", "adopted"}:
+            if entry is None:
+                entry = self.entries[ref] = Entry(ref, seq)
+            entry.seq = seq
+            self._link(entry, uses, owned_by)
+        return seq
+
+    def link(
+        self, ref: str, *, uses: Sequence[str] | None = None, owned_by: str | None = None
+    ) -> None:
+        """Says anew what a live resource uses, or what it dies with.
+
+        Raises:
+            NotAlive: there is no such resource in this process.
+        """
+        entry = self._alive(ref)
+        self._link(entry, uses, owned_by)
+        entry.seq = self.recorder.record("reused", ref, uses=uses, owned_by=owned_by)
+
+    def acquire(self, ref: str) -> Use:
+        """Marks a resource as in use: `with host.acquire("session/abc"):`, or `async with`.
+
+        While it is acquired nothing tears it down, whatever the clock says.
+
+        Raises:
+            NotAlive: when it is entered and the resource is not alive, or is being torn down.
+        """
+        return Use(self, ref)
+
+    def begin_use(self, ref: str) -> Entry:
+        """The first half of `acquire`; end it with `end_use`."""
+        entry = self._alive(ref)
+        entry.in_use += 1
+        entry.seq = self.recorder.record("reused", ref, attrs={"in_use": entry.in_use})
+        return entry
+
+    def end_use(self, entry: Entry) -> None:
+        """The second half of `acquire`."""
+        entry.in_use -= 1
+        if self.entries.get(entry.ref) is entry:
+            entry.seq = self.recorder.record("reused", entry.ref, attrs={"in_use": entry.in_use})
+
+    def keep_alive(self, ref: str, seconds: float) -> None:
+        """Asks for a stay: the resource is desired for so many seconds more, though it is idle.
+
+        Raises:
+            NotAlive: there is no such resource in this process.
+            ValueError: the time is not more than 0.
+        """
+        if not seconds > 0:
+            raise ValueError("keep_alive takes more than 0 seconds")
+        entry = self._alive(ref)
+        entry.seq = self.recorder.record("reused", ref, attrs={"keep_alive_s": float(seconds)})
+
+    def _alive(self, ref: str) -> Entry:
+        entry = self.entries.get(ref)
+        if entry is None:
+            raise NotAlive(f"{ref} is not alive in {self.process}: create it anew")
+        if entry.terminating:
+            raise NotAlive(f"{ref} is being torn down (order {entry.terminating}): create it anew")
+        return entry
+
+    # --- called by registries -----------------------------------------------------------------------
+
+    def entry_added(
+        self, registry: Registry, key: Any, value: Any, *, type: str = "created"
+    ) -> Entry:
+        """An object came into a registry, in this tick."""
+        ref = registry.ref(key)
+        id = registry.id(key)
+        attrs: dict[str, Scalar] = {}
+        uses = tuple(registry.uses(id, value)) if registry.uses is not None else None
+        owner = registry.owned_by(id, value) if registry.owned_by is not None else None
+        entry = Entry(ref, 0, registry, key, value)
+        if registry.owned_by is not None and owner is None:
+            attrs["awaits_owner"] = True
+            self._unowned[ref] = entry
+        if registry.user is not None and (user := registry.user(id, value)) is not None:
+            attrs["user"] = str(user)
+        stale = self.entries.get(ref)
+        if stale is not None:
+            self._drop(stale)
+        entry.seq = self.recorder.record(type, ref, uses=uses, owned_by=owner, attrs=attrs or None)
+        self.entries[ref] = entry
+        self._link(entry, uses, owner)
+        self._book.hold(ref)
+        registry.noted += 1
+        registry.strays.discard(ref)
+        return entry
+
+    def entry_used(self, ref: str) -> None:
+        """An object was put into its registry again, in this tick."""
+        entry = self.entries.get(ref)
+        if entry is not None:
+            entry.seq = self.recorder.record("reused", ref)
+
+    def entry_removed(self, registry: Registry, key: Any, *, reason: str | None = None) -> None:
+        """An object left a registry, in this tick."""
+        entry = self.entries.get(registry.ref(key))
+        if entry is not None and entry.registry is registry:
+            self.forget(entry, reason=reason)
+
+    def entries_changed(self, gone: Iterable[IndexEntry], come: Iterable[IndexEntry]) -> None:
+        """Entries of an index went or came, in this tick."""
+        self._book.strike(gone)
+        self._book.enter(come)
+        self._wake_up()
+
+    def forget(self, entry: Entry, *, reason: str | None = None) -> None:
+        """A resource is no more: that is recorded, and its traces go."""
+        order = current_order.get()
+        mine = order is not None and entry.terminating == order.id
+        if order is not None and reason is None:
+            reason = order.reason if mine else f"went with {order.ref}"
+        self.recorder.record(
+            "cleaned_up",
+            entry.ref,
+            reason=reason or "removed from its registry by the service",
+            order_id=order.id if order is not None else None,
+        )
+        self._drop(entry)
+
+    def _drop(self, entry: Entry) -> None:
+        self._link(entry, (), None)
+        self.entries.pop(entry.ref, None)
+        self._unowned.pop(entry.ref, None)
+        if entry.registry is not None:
+            self._book.let_go(entry.ref)
+            entry.registry.noted -= 1
+
+    def _link(self, entry: Entry, uses: Iterable[str] | None, owned_by: str | None) -> None:
+        if owned_by is not None:
+            entry.owned_by = owned_by
+            self._unowned.pop(entry.ref, None)
+        if uses is None:
+            return
+        for used in entry.uses:
+            users = self._users.get(used)
+            if users is not None:
+                users.pop(entry.ref, None)
+                if not users:
+                    del self._users[used]
+        entry.uses = tuple(uses)
+        for used in entry.uses:
+            self._users.setdefault(used, {})[entry.ref] = None
+
+    def _record_entry(self, type: str, entry: Entry, *, reason: str) -> None:
+        attrs: dict[str, Scalar] = {"in_use": entry.in_use} if entry.in_use else {}
+        if entry.ref in self._unowned:
+            attrs["awaits_owner"] = True
+        registry = entry.registry
+        if registry is not None and registry.user is not None:
+            user = registry.user(registry.id(entry.key), entry.obj)
+            attrs |= {} if user is None else {"user": str(user)}
+        entry.seq = self.recorder.record(
+            type,
+            entry.ref,
+            uses=entry.uses or None,
+            owned_by=entry.owned_by,
+            reason=reason,
+            attrs=attrs or None,
+        )
+
+    # --- asked by the executor ------------------------------------------------------------------------
+
+    def holds(self, entry: Entry) -> bool:
+        """The registry of an entry still holds that very object."""
+        assert entry.registry is not None
+        return dict.get(entry.registry, entry.key) is entry.obj
+
+    def user_of(self, ref: str) -> str | None:
+        """Something alive that uses `ref`, if there is anything."""
+        return next(iter(self._users.get(ref, ())), None)
+
+    def adopt(self, ref: str) -> Entry | None:
+        """Records a resource that a registry holds and the log never heard of; None if none does."""
+        kind, _, id = ref.partition("/")
+        for registry in self.registries:
+            if registry.kind != kind:
+                continue
+            for key, value in registry.items():
+                if registry.id(key) == id:
+                    return self.entry_added(registry, key, value, type="adopted")
+        return None
+
+    def report(self, request: str) -> None:
+        """Looks at the registries themselves, and publishes the inventory as an answer."""
+        self._rescan(thorough=True)
+        self._answers.append(request)
+        self._report_due = True
+        self._wake_up()
+
+    def inventory(self) -> Inventory:
+        """What the registries hold at this instant."""
+        self._rescan(thorough=True)
+        return Inventory(
+            process=self.process,
+            as_of=self.recorder.seq,
+            held=frozenset(registry.ref(key) for registry in self.registries for key in registry),
+            entries=tuple(line for index in self.indexes.values() for line in index.known()),
+            kinds=frozenset(registry.kind for registry in self.registries),
+            rss=self._self.memory_info().rss,
+        )
+
+    def _look_behind(self, registry: Registry) -> None:
+        """Notes what came into a registry, or left it, behind its back: drift of its own sort."""
+        held = {registry.ref(key) for key in registry}
+        strays = held - self.entries.keys()
+        for ref in registry.strays - strays - self.entries.keys():
+            self._book.let_go(ref)
+        for ref in strays:
+            self._book.hold(ref)
+        registry.strays = strays
+        for ref, entry in self.entries.items():
+            if entry.registry is registry and ref not in held:
+                self._book.let_go(ref)
+
+    def _rescan(self, *, thorough: bool = False) -> None:
+        """Compares the book with the registries themselves, in one tick."""
+        for index in self.indexes.values():
+            index.rescan()
+        for registry in self.registries:
+            if thorough or len(registry) != registry.noted or registry.strays:
+                self._look_behind(registry)
+        for ref, entry in list(self._unowned.items()):
+            holder = entry.registry
+            if holder is not None and holder.owned_by is not None and not entry.terminating:
+                owner = holder.owned_by(holder.id(entry.key), entry.obj)
+                if owner is not None:
+                    self.link(ref, owned_by=owner)
+
+    # --- tasks ------------------------------------------------------------------------------------------
+
+    def _wake_up(self) -> None:
+        if self._awake or self._loop is None:
+            return
+        self._awake = True
+        if threading.get_ident() == self._thread:
+            self._wake.set()
+        else:
+            with contextlib.suppress(RuntimeError):  # The loop is closed: nobody is left to send.
+                self._loop.call_soon_threadsafe(self._wake.set)
+
+    async def _send(self) -> None:
+        """Group commit: sends what has gathered, again and again, while there is something."""
+        retry = _RETRY_FIRST
+        while True:
+            await self._wake.wait()
+            try:
+                await self._drain()
+                self._set_connected(True)
+                retry = _RETRY_FIRST
+            except Unavailable as error:
+                self._set_connected(False, error)
+                self._wake.set()
+                await asyncio.sleep(retry)
+                retry = min(retry * 2, _RETRY_LONGEST)
+            except (Fenced, SequenceGap) as error:
+                self._reincarnate(str(error))
+
+    def _set_connected(self, connected: bool, error: BaseException | None = None) -> None:
+        if connected != self._connected:
+            self._connected = connected
+            if connected:
+                log.info("Redis is back", process=self.process, waiting=len(self.recorder))
+            else:
+                log.warning(
+                    "Redis is away, events wait in memory", process=self.process, error=str(error)
+                )
+
+    async def _drain(self) -> None:
+        """Sends events and inventory until nothing is left."""
+        while True:
+            self._wake.clear()
+            self._awake = False
+            first, payloads = self.recorder.batch()
+            whole = len(payloads) == len(self.recorder)
+            publish = whole and (self._book.dirty or self._report_due)
+            if not payloads and not publish:
+                return
+            if publish and (wait := self._last_publish + _PUBLISH_SPACING - time.monotonic()) > 0:
+                # Under load inventories come every few ms, not with every batch.
+                if not payloads:
+                    await asyncio.sleep(wait)
+                    continue
+                publish = False
+            if publish:
+                await self._send_both(first, payloads)
+            else:
+                await self._append(first, payloads)
+
+    async def _append(self, first: int, payloads: list[bytes]) -> None:
+        if payloads:
+            await self._log.append_encoded(self.process, first, payloads)
+            self.recorder.acknowledge()
+
+    async def _send_both(self, first: int, payloads: list[bytes]) -> None:
+        # Taken here, before anything is awaited: book, seq and the batch are of one tick.
+        summary, buckets, answers = self._summary(), self._book.take(), self._answers
+        self._answers, self._report_due = [], False
+        self._last_publish = time.monotonic()
+        try:
+            await self._append(first, payloads)
+            await self._channel.publish(summary, buckets)
+        except BaseException:
+            self._book.put_back(buckets)
+            self._answers = answers + self._answers
+            self._report_due = True
+            raise
+
+    def _summary(self) -> Summary:
+        counts = [RegistryCount(r.name, "primary", r.kind, len(r)) for r in self.registries]
+        counts += [
+            RegistryCount(i.name, "index", i.names or i.key_names or "", len(i))
+            for i in self.indexes.values()
+        ]
+        with self._self.oneshot():
+            rss, fds = self._self.memory_info().rss, self._self.num_fds()
+        return Summary(
+            process=self.process,
+            as_of=self.recorder.seq,
+            digests=self._book.digests(),
+            kinds=tuple(sorted({registry.kind for registry in self.registries})),
+            registries=tuple(counts),
+            rss=rss,
+            fds=fds,
+            outbox=len(self.recorder),
+            answers=tuple(self._answers),
+        )
+
+    def _reincarnate(self, why: str) -> None:
+        """Goes on as a new process, which adopts what this one still holds."""
+        before, left = self.process, len(self.recorder)
+        self.recorder = Recorder(process_id(self.name), self._wake_up)
+        log.warning(
+            "this process can no longer write to the log; it goes on as a new one",
+            process=before, now=self.process, unsent_events=left, why=why,
+        )  # fmt: skip
+        self._begin_incarnation()
+        self._beat_now.set()
+        self._awake = False
+        self._wake_up()
+
+    async def _receive(self) -> None:
+        """Receives orders; each batch is carried out by a task of its own."""
+        while True:
+            try:
+                orders = await self._channel.orders()
+            except Unavailable:
+                await asyncio.sleep(_RETRY_FIRST)
+                continue
+            if orders:
+                self.execute(orders)
+
+    def execute(self, orders: Sequence[Order]) -> asyncio.Task[None]:
+        """Carries out orders that came together, in the background."""
+        task = asyncio.create_task(self._executor.execute(orders))
+        self._executing.add(task)
+        task.add_done_callback(self._executing.discard)
+        return task
+
+    async def _renew(self) -> None:
+        """Renews the lease, and looks for what was changed behind the registries' backs."""
+        every = self._lease_ms / 3000
+        next_beat = time.monotonic() + every
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(_RESCAN_SECONDS, every)):
+                    await self._beat_now.wait()
+            self._rescan()
+            if not self._beat_now.is_set() and time.monotonic() < next_beat:
+                continue
+            next_beat = time.monotonic() + every
+            self._beat_now.clear()
+            self._report_due = True
+            self._wake_up()
+            try:
+                await self._channel.beat(self._lease_ms)
+            except Unavailable:
+                continue
+            except Fenced as error:
+                self._reincarnate(str(error))
+
+
+def restore(owner: Any, attribute: str, host: Host) -> None:
+    """Undoes `Host.observe` and `Host.observe_index`: a plain dict stands there again."""
+    registry = getattr(owner, attribute)
+    if isinstance(registry, ObservedDict):
+        setattr(owner, attribute, host.remove(registry))  # type: ignore[arg-type]

@@ -1,0 +1,307 @@
+"""Observed mappings: a plain dict of a service becomes a registry without the service noticing.
+
+`Registry` (primary: it holds the objects) and `Index` (it maps keys to ids of what it names) are
+dicts with the same content and behaviour. Every way of changing them ends in `_added`, `_replaced`
+or `_removed`, called in the same tick as the change. A change must never fail because of us: what
+goes wrong while it is noted is logged and counted, and shows up as untracked drift.
+
+A value that lists several ids is a list of the service's own, which it changes in place; nobody is
+told of that, so `Index.rescan` looks, from time to time and before a forced pass.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from store.messages import IndexEntry
+
+if TYPE_CHECKING:
+    from adapters.host import Host
+
+log = structlog.get_logger("adapters.registry")
+
+_MISSING = object()
+
+Teardown = Callable[[str, Any], Awaitable[None] | None]
+"""(id, object) -> nothing; may be a coroutine function."""
+
+
+class ObservedDict(dict[Any, Any]):
+    """A dict that reports each change of itself, whichever method made it."""
+
+    def __init__(self, content: Mapping[Any, Any] | None = None) -> None:
+        super().__init__(content or {})
+        # A defaultdict goes on making its defaults.
+        self.default_factory = content.default_factory if isinstance(content, defaultdict) else None
+
+    # What changed; each is called after the change, in the same tick.
+    def _added(self, key: Any, value: Any) -> None: ...
+    def _replaced(self, key: Any, old: Any, new: Any) -> None: ...
+    def _removed(self, key: Any, value: Any) -> None: ...
+
+    def _note(self, note: Callable[..., None], *args: Any) -> None:
+        try:
+            note(*args)
+        except Exception:
+            log.exception("a change of a registry could not be noted", registry=repr(type(self)))
+
+    def __missing__(self, key: Any) -> Any:
+        if self.default_factory is None:
+            raise KeyError(key)
+        value = self.default_factory()
+        self[key] = value
+        return value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        old = self.get(key, _MISSING)
+        super().__setitem__(key, value)
+        if old is _MISSING:
+            self._note(self._added, key, value)
+        else:
+            self._note(self._replaced, key, old, value)
+
+    def __delitem__(self, key: Any) -> None:
+        old = self.get(key, _MISSING)
+        super().__delitem__(key)
+        self._note(self._removed, key, old)
+
+    def pop(self, key: Any, *default: Any) -> Any:
+        present = key in self
+        value = super().pop(key, *default)
+        if present:
+            self._note(self._removed, key, value)
+        return value
+
+    def popitem(self) -> tuple[Any, Any]:
+        key, value = super().popitem()
+        self._note(self._removed, key, value)
+        return key, value
+
+    def clear(self) -> None:
+        items = list(self.items())
+        super().clear()
+        for key, value in items:
+            self._note(self._removed, key, value)
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        if key not in self:
+            self[key] = default
+        return super().__getitem__(key)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        for key, value in dict(*args, **kwargs).items():
+            self[key] = value
+
+    def __ior__(self, other: Any) -> ObservedDict:  # type: ignore[misc]
+        self.update(other)
+        return self
+
+    def plain(self) -> dict[Any, Any]:
+        """The content as a dict of the original sort."""
+        if self.default_factory is not None:
+            return defaultdict(self.default_factory, self)
+        return dict(self)
+
+
+class Registry(ObservedDict):
+    """A primary registry: it holds the objects themselves.
+
+    Args:
+        kind: of the resources, `session`, `runner`, …
+        content: what is in it already; it is adopted when the registry joins a host.
+        name: shown to people; the kind where nothing better is known.
+        teardown: ends one object, `(id, object)`; plain or async. None calls the object's own
+            `aclose` or `close`, if it has one. The entry is removed afterwards if it still stands.
+        save: called before an idle resource goes, `(id, object)`; when it fails, the resource stays.
+        uses: references that an entry keeps alive, `(id, object)`.
+        owned_by: the reference that an entry dies with, `(id, object)`; None while it is not known,
+            then it is asked again later.
+        user: whose an entry is, `(id, object)`, for limits per user.
+        id: makes the id from the key.
+
+    Attributes:
+        noted: entries that the host knows of; another length than that means a change behind our
+            back.
+        strays: references held that the host does not know of.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        content: Mapping[Any, Any] | None = None,
+        *,
+        name: str | None = None,
+        teardown: Teardown | None = None,
+        save: Teardown | None = None,
+        uses: Callable[[str, Any], Iterable[str]] | None = None,
+        owned_by: Callable[[str, Any], str | None] | None = None,
+        user: Callable[[str, Any], str | None] | None = None,
+        id: Callable[[Any], str] = str,
+    ) -> None:
+        super().__init__(content)
+        self.kind = kind
+        self.name = name or kind
+        self.teardown = teardown
+        self.save = save
+        self.uses = uses
+        self.owned_by = owned_by
+        self.user = user
+        self.id = id
+        self.host: Host | None = None
+        self.noted = 0
+        self.strays: set[str] = set()
+
+    def ref(self, key: Any) -> str:
+        """The reference of the entry under `key`."""
+        return f"{self.kind}/{self.id(key)}"
+
+    def _added(self, key: Any, value: Any) -> None:
+        if self.host is not None:
+            self.host.entry_added(self, key, value)
+
+    def _replaced(self, key: Any, old: Any, new: Any) -> None:
+        if self.host is None:
+            return
+        if old is new:
+            self.host.entry_used(self.ref(key))
+        else:
+            self.host.entry_removed(self, key, reason="replaced by another object")
+            self.host.entry_added(self, key, new)
+
+    def _removed(self, key: Any, value: Any) -> None:
+        if self.host is not None:
+            self.host.entry_removed(self, key)
+
+
+class Index(ObservedDict):
+    """An index registry: its entries name resources that live elsewhere.
+
+    Args:
+        name: of the registry.
+        names: kind of what the values name; a value is an id, or a list, set or tuple of ids, or
+            None.
+        content: what is in it already.
+        key_names: kind of what the keys name, where they do: then an entry goes with that resource,
+            whatever its value.
+        targets: the references that an entry names, `(key, value)`, where ids are not what the
+            values are.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        names: str | None = None,
+        content: Mapping[Any, Any] | None = None,
+        *,
+        key_names: str | None = None,
+        targets: Callable[[Any, Any], Iterable[str]] | None = None,
+    ) -> None:
+        if names is None and key_names is None and targets is None:
+            raise ValueError(f"index {name}: say what it names: names=, key_names= or targets=")
+        super().__init__(content)
+        self.name = name
+        self.names = names
+        self.key_names = key_names
+        self._targets = targets
+        self.host: Host | None = None
+        self._known: dict[Any, frozenset[IndexEntry]] = {}
+
+    def _lines(self, key: Any, value: Any) -> frozenset[IndexEntry]:
+        lines = {IndexEntry(self.name, str(key), ref) for ref in self._named(key, value)}
+        if self.key_names is not None:
+            lines.add(IndexEntry(self.name, str(key), f"{self.key_names}/{key}", True))
+        return frozenset(lines)
+
+    def _named(self, key: Any, value: Any) -> Iterator[str]:
+        if self._targets is not None:
+            yield from self._targets(key, value)
+        elif self.names is not None and value is not None:
+            ids = value if isinstance(value, list | tuple | set | frozenset) else (value,)
+            for one in ids:
+                yield f"{self.names}/{one}"
+
+    def _added(self, key: Any, value: Any) -> None:
+        self._look(key)
+
+    def _replaced(self, key: Any, old: Any, new: Any) -> None:
+        self._look(key)
+
+    def _removed(self, key: Any, value: Any) -> None:
+        self._look(key)
+
+    def _look(self, key: Any) -> None:
+        """Brings the inventory up to date with what the entry under `key` names now."""
+        if self.host is None:
+            return
+        before = self._known.get(key, frozenset())
+        now = self._lines(key, dict.__getitem__(self, key)) if key in self else frozenset()
+        if now == before:
+            return
+        if now:
+            self._known[key] = now
+        else:
+            self._known.pop(key, None)
+        self.host.entries_changed(before - now, now - before)
+
+    def rescan(self) -> None:
+        """Looks at every entry: lists may have been changed in place, and the dict behind our back."""
+        for key in [*self, *(key for key in self._known if key not in self)]:
+            self._look(key)
+
+    def known(self) -> Iterator[IndexEntry]:
+        """What its entries name, as last looked at."""
+        for lines in self._known.values():
+            yield from lines
+
+    def forget(self) -> None:
+        """Takes all its entries out of the inventory."""
+        if self.host is not None:
+            for lines in self._known.values():
+                self.host.entries_changed(lines, frozenset())
+        self._known.clear()
+
+    def drop(self, key: str, target: str) -> bool:
+        """Removes from the entry under `key` (as text) what names `target`; False if nothing does.
+
+        An entry that names one resource goes as a whole. A list loses the one item, and goes when
+        nothing is left in it, unless its key names something that still lives.
+        """
+        for real in [real for real in self._known if str(real) == key]:
+            lines = {line for line in self._lines(real, self[real]) if line.target == target}
+            if not lines:
+                continue
+            value = dict.__getitem__(self, real)
+            if any(line.whole for line in lines) or not isinstance(value, list | set | tuple):
+                del self[real]
+                return True
+            dead = [item for item in value if target in self._named(real, [item])]
+            if isinstance(value, tuple):
+                self[real] = tuple(item for item in value if item not in dead)
+            else:
+                for item in dead:
+                    value.remove(item)
+            if not self[real] and self.key_names is None:
+                del self[real]
+            else:
+                self._look(real)
+            return True
+        return False
+
+
+def observable(value: Any, what: str) -> dict[Any, Any]:
+    """Returns `value` if it is a dict that can be observed.
+
+    Raises:
+        TypeError: it is not a dict, or one with methods that an observed dict has not.
+    """
+    if isinstance(value, ObservedDict):
+        raise TypeError(f"{what} is observed already")
+    if isinstance(value, OrderedDict) or not isinstance(value, dict):
+        raise TypeError(
+            f"{what} is a {type(value).__name__}; only a dict or a defaultdict can be observed"
+        )
+    return value
