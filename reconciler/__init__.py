@@ -7,6 +7,7 @@ from reconciler.drift import Drift, DriftItem, find_drift
 from reconciler.fold import FleetState, ProcessState, Resource, fold
 from reconciler.plan import Plan, Step, make_plan
 from reconciler.policy import Policy
+from reconciler.reconciler import Reconciler
 
 __all__ = [
     "Drift",
@@ -15,6 +16,7 @@ __all__ = [
     "Plan",
     "Policy",
     "ProcessState",
+    "Reconciler",
     "Resource",
     "Step",
     "find_drift",

@@ -38,6 +38,7 @@ class Step:
         sort: the sort of drift that it ends.
         after: resources that must be gone before it.
         stage: steps are carried out stage by stage.
+        since_ms: Redis time since when it is due, as far as known.
         consequence: it becomes due only through other steps of this plan.
     """
 
@@ -52,6 +53,7 @@ class Step:
     registry: str | None = None
     key: str | None = None
     consequence: bool = False
+    since_ms: int = 0
 
     @property
     def target(self) -> str:
@@ -221,6 +223,7 @@ def _teardowns(
             stages[ref],
             _before(process, ref, everything, users),
             consequence=ref in consequences,
+            since_ms=item.since_ms,
         )
 
 
