@@ -26,7 +26,7 @@ from adapters.inventory import InventoryBook
 from adapters.recorder import Recorder
 from adapters.registry import Index, ObservedDict, Registry, Teardown, observable
 from store.channel import HostChannel
-from store.connection import Store, Unavailable, connect
+from store.connection import Store, Unavailable, check_cancelled, connect
 from store.errors import Fenced, NotAlive, SequenceGap
 from store.event import Scalar, process_id
 from store.log import EventLog
@@ -567,6 +567,7 @@ class Host:
         """Group commit: sends what has gathered, again and again, while there is something."""
         retry = _RETRY_FIRST
         while True:
+            check_cancelled()
             await self._wake.wait()
             try:
                 await self._drain()
@@ -593,6 +594,7 @@ class Host:
     async def _drain(self) -> None:
         """Sends events and inventory until nothing is left."""
         while True:
+            check_cancelled()
             self._wake.clear()
             self._awake = False
             first, payloads = self.recorder.batch()
@@ -666,6 +668,7 @@ class Host:
     async def _receive(self) -> None:
         """Receives orders; each batch is carried out by a task of its own."""
         while True:
+            check_cancelled()
             try:
                 orders = await self._channel.orders()
             except Unavailable:
@@ -686,6 +689,7 @@ class Host:
         every = self._lease_ms / 3000
         next_beat = time.monotonic() + every
         while True:
+            check_cancelled()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(_RESCAN_SECONDS, every)):
                     await self._beat_now.wait()

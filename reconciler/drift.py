@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from reconciler.desired import desired_until, evictions, why_undesired
-from reconciler.fold import FleetState, ProcessState
+from reconciler.fold import FleetState, ProcessState, target_of
 from reconciler.policy import Policy
 from store.messages import Inventory
 
@@ -129,6 +129,8 @@ def _dangling(process: ProcessState, inventory: Inventory) -> Iterator[DriftItem
             continue  # Nothing in this process holds such things: whether it lives is not known.
         if ended is not None and ended > inventory.as_of:
             continue  # It ended after the inventory was taken: the entry may have gone with it.
+        if process.gone.get(target_of(target, entry.registry, entry.key), 0) > inventory.as_of:
+            continue  # It was removed after the inventory was taken.
         yield DriftItem(
             "dangling",
             process.id,

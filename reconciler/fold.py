@@ -112,7 +112,7 @@ class ProcessState:
         seq: of its last event.
         resources: alive, by reference, in the order of creation.
         attempts: teardowns that are under way or did not succeed, by target (see `target_of`).
-        gone: reference -> seq of the event that ended it, the latest last, at most `GONE_KEPT`.
+        gone: target -> seq of the event that ended it, the latest last, at most `GONE_KEPT`.
     """
 
     id: str
@@ -123,14 +123,18 @@ class ProcessState:
     attempts: dict[str, Attempt] = field(default_factory=dict)
     gone: dict[str, int] = field(default_factory=dict)
 
+    def forget(self, target: str, seq: int) -> None:
+        """A resource or an index entry is gone; what was tried on it is settled."""
+        self.attempts.pop(target, None)
+        self.gone.pop(target, None)
+        self.gone[target] = seq
+        if len(self.gone) > GONE_KEPT:
+            del self.gone[next(iter(self.gone))]
+
     def close(self, ref: str, seq: int, at_ms: int) -> None:
         """Takes a resource out of what is alive."""
         resource = self.resources.pop(ref, None)
-        self.attempts.pop(ref, None)
-        self.gone.pop(ref, None)
-        self.gone[ref] = seq
-        if len(self.gone) > GONE_KEPT:
-            del self.gone[next(iter(self.gone))]
+        self.forget(ref, seq)
         if resource is not None:
             # Its end is the last use of what it used: the idle time of that begins now.
             for used in resource.uses:
@@ -185,7 +189,7 @@ class FleetState:
         elif kind == "cleaned_up":
             attrs = event.attrs
             if attrs is not None and "registry" in attrs:
-                process.attempts.pop(_target(event), None)
+                process.forget(_target(event), event.seq)
             else:
                 process.close(event.ref, event.seq, at_ms)
         elif kind == "cleanup_requested":

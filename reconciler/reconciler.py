@@ -27,7 +27,7 @@ from reconciler.policy import Policy
 from reconciler.result import Result
 from reconciler.tail import Tail
 from store.channel import Inbox, InventoryReader, WorkerChannel, answer
-from store.connection import BLOCK_MS, Store, Unavailable
+from store.connection import BLOCK_MS, Store, Unavailable, check_cancelled
 from store.errors import Fenced, ReconcilerError, UnknownProcess
 from store.event import EventRow, Scalar, process_id
 from store.lease import HeldByOther, Lease, release_lease, take_lease
@@ -194,6 +194,7 @@ class Reconciler:
 
     async def _follow(self) -> None:
         while True:
+            check_cancelled()
             with contextlib.suppress(*Unavailable):
                 await self.tail.wait(block_ms=BLOCK_MS)
                 continue
@@ -235,6 +236,7 @@ class Reconciler:
     async def _listen(self) -> None:
         """Hears of changed inventories, and of requests."""
         while True:
+            check_cancelled()
             try:
                 notes = await self._inbox.wait()
             except Unavailable:
@@ -268,6 +270,7 @@ class Reconciler:
     async def _reconcile_changes(self) -> None:
         """Runs a pass over what changed, and over what became due meanwhile."""
         while True:
+            check_cancelled()
             delay = (min(self._due.values(), default=inf) - self.now_ms()) / 1000
             if not self._wake.is_set() and delay > 0:
                 with contextlib.suppress(TimeoutError):
@@ -300,6 +303,7 @@ class Reconciler:
     async def _keep(self) -> None:
         """Keeps the leases, and closes processes whose own lease has lapsed."""
         while True:
+            check_cancelled()
             await asyncio.sleep(min(1.0, self._lease_ms / 3000))
             try:
                 await self.close_lost()
@@ -503,6 +507,7 @@ class Reconciler:
 
         async def follow() -> None:
             while True:
+                check_cancelled()
                 await self.tail.wait(block_ms=200)
 
         task = asyncio.create_task(follow())

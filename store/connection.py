@@ -6,6 +6,7 @@ password). What stands on it (log, channel, leases) never makes a connection of 
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import asynccontextmanager
@@ -44,6 +45,18 @@ _SOCKET_TIMEOUT = 10.0
 
 Unavailable = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OSError)
 """What a client raises while Redis is away. Whoever sees one of these may try again later."""
+
+
+def check_cancelled() -> None:
+    """Raises CancelledError if the running task was told to end.
+
+    On Python 3.11 `asyncio.wait_for`, which redis-py uses, can swallow a cancellation that comes in
+    the same tick as a reply. A task that loops for ever asks at each turn.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
 
 _SCHEMES = "redis://, rediss://, unix:// or embedded://PATH"
 
