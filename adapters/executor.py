@@ -45,6 +45,7 @@ class Entry:
         uses, owned_by: as recorded.
         in_use: acquired by how many.
         terminating: the order that is ending it, or empty.
+        heir: the entry of the same object after the service took it out of its registry unclosed.
     """
 
     ref: str
@@ -56,6 +57,7 @@ class Entry:
     owned_by: str | None = None
     in_use: int = 0
     terminating: str = ""
+    heir: Entry | None = None
 
 
 class Refusal(Exception):

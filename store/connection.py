@@ -43,7 +43,12 @@ BLOCK_MS = 2000
 """How long a blocking read waits at most, in ms; below the socket's time limit."""
 _SOCKET_TIMEOUT = 10.0
 
-Unavailable = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OSError)
+Unavailable: tuple[type[Exception], ...] = (
+    RedisConnectionError,
+    RedisTimeoutError,
+    BusyLoadingError,
+    OSError,
+)
 """What a client raises while Redis is away. Whoever sees one of these may try again later."""
 
 
