@@ -19,10 +19,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import psutil
-import structlog
 
 from adapters.executor import Entry, Executor, current_order
 from adapters.inventory import InventoryBook
+from adapters.logs import get_logger
 from adapters.recorder import Recorder
 from adapters.registry import Index, ObservedDict, Registry, Teardown, observable
 from store.channel import HostChannel
@@ -33,7 +33,7 @@ from store.log import EventLog
 from store.messages import IndexEntry, Inventory, Order, RegistryCount, Summary
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
 
-log = structlog.get_logger("adapters.host")
+log = get_logger("adapters.host")
 R = TypeVar("R", Registry, Index)
 
 LEASE_SECONDS = 15.0

@@ -15,14 +15,13 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-import structlog
-
+from adapters.logs import get_logger
 from store.messages import IndexEntry
 
 if TYPE_CHECKING:
     from adapters.host import Host
 
-log = structlog.get_logger("adapters.registry")
+log = get_logger("adapters.registry")
 
 _MISSING = object()
 

@@ -174,9 +174,8 @@ class Store:
             start = f"redis-server --port 0 --unixsocket {parts.path} --appendonly yes"
         else:
             start = f"redis-server --port {parts.port or 6379} --appendonly yes"
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         return (
-            f"no Redis answers at {self.url} ({cause}): start one with `{start}`, "
+            f"no Redis answers at {self.url} ({_cause(error)}): start one with `{start}`, "
             "or give --url embedded://PATH"
         )
 
@@ -230,6 +229,22 @@ class Store:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+def _cause(error: BaseException) -> str:
+    """The shortest true name of what went wrong, without the address, which is said already."""
+    text = str(error).lower()
+    for known in (
+        "connection refused",
+        "timeout",
+        "no such file or directory",
+        "name or service not known",
+    ):
+        if known in text:
+            return known
+    if "111" in text or "connect call failed" in text:
+        return "connection refused"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def connect(url: str) -> Store:

@@ -8,12 +8,14 @@ what to do; a traceback never reaches the user.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 
 import click
 from redis.exceptions import RedisError
 
+from reconciler import logs
 from reconciler.cli.demo import demo
 from reconciler.cli.log import log
 from reconciler.cli.reconcile import reconcile
@@ -30,6 +32,8 @@ COULD_NOT_RUN = 2
 @click.version_option(package_name="agent-reconciler")
 def cli() -> None:
     """Finds and tears down what services that run LLM agents leak."""
+    # What a command finds it prints; only the worker tells its log. Standard output stays clean.
+    logs.configure(level=logging.ERROR)
 
 
 for command in (demo, worker, reconcile, status, log, replay):

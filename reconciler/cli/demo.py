@@ -240,10 +240,15 @@ def _picture(fleet: Fleet, counts: dict[str, int], recent: deque[Text]) -> Group
     facts = describe(fleet)
     alive = Table.grid(padding=(0, 2))
     kinds = [*_KINDS, *sorted(set(facts["resources"]) - set(_KINDS))]
-    alive.add_row("[bold]alive", *(f"{facts['resources'].get(kind, 0)} {kind}" for kind in kinds))
-    alive.add_row("[bold]drift", *(f"{count} {sort}" for sort, count in facts["drift"].items()))
+    alive.add_row(
+        Text("alive", style="bold"),
+        *(f"{facts['resources'].get(kind, 0)} {kind}" for kind in kinds),
+    )
+    alive.add_row(
+        Text("drift", style="bold"), *(f"{count} {sort}" for sort, count in facts["drift"].items())
+    )
     memory = f"{size(counts.get('rss', 0))}", f"{counts.get('fds', 0)} file descriptors"
-    alive.add_row("[bold]process", *memory)
+    alive.add_row(Text("process", style="bold"), *memory)
     return Group(alive, Text(""), *recent)
 
 

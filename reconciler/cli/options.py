@@ -11,6 +11,7 @@ import click
 
 from reconciler.policy import Policy
 from store.connection import Store, connect
+from store.keys import Keys
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -80,5 +81,6 @@ async def opened(url: str, namespace: str) -> AsyncIterator[tuple[Store, Namespa
     Raises:
         BadAddress, RedisUnavailable, NamespaceError: it cannot be opened.
     """
+    Keys(namespace)  # A bad name is told before anything is connected.
     async with connect(url) as store:
         yield store, await open_namespace(store, namespace)

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import msgspec
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,15 +20,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from reconciler.fleet import Progress as Tell
 
-_WIDTH_IN_A_PIPE = 160
+_WIDTH_IN_A_PIPE = 4000
 
 
 def console() -> Console:
-    """Standard output; as wide as the terminal, or wide enough in a pipe."""
-    return Console(width=None if sys.stdout.isatty() else _WIDTH_IN_A_PIPE, highlight=False)
+    """Standard output; as wide as the terminal, or as wide as it takes in a pipe."""
+    return Console(
+        width=None if sys.stdout.isatty() else _WIDTH_IN_A_PIPE, highlight=False, markup=False
+    )
 
 
 def emit(value: Any) -> None:
@@ -37,12 +41,18 @@ def emit(value: Any) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     """A table; columns whose name ends in # are numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    made = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=box.ROUNDED if sys.stdout.isatty() else None,
+    )
     for column in columns:
         number = column.endswith("#")
         made.add_column(column.rstrip("#"), justify="right" if number else "left", overflow="fold")
     for row in rows:
-        made.add_row(*("" if cell is None else str(cell) for cell in row))
+        made.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     return made
 
 
