@@ -108,7 +108,10 @@ async def _demo(
         async with _child(host) as service:
             ready = await _first_line(service)
             before = await _settled(store, namespace, ready["process"])
-            say("… done. Now a worker starts: idle limits are 2 s, so that you can watch")
+            say(
+                f"… done: {sum(registries(before).values())} entries in its registries. "
+                f"Now a worker starts; idle limits are {IDLE_SECONDS:g} s, so that you can watch"
+            )
             limits = [
                 f"{name}_idle_timeout={IDLE_SECONDS}" for name in ("session", "runner", "agent")
             ]
@@ -227,13 +230,20 @@ async def _watch(
             fleet, counts = await _look(store, namespace, process)
             async for entry in event_log.read(position):
                 position = entry.id
-                recent.append(line(entry))
+                recent.append(_short(line(entry)))
             if live is not None:
                 live.update(_picture(fleet, counts, recent))
             empty = counts and not any(registries(counts).values())
             if (empty and not fleet.drift) or time.monotonic() > deadline:
                 return counts
             await asyncio.sleep(0.1)
+
+
+def _short(text: Text) -> Text:
+    """A line of the log that stays one line, without date and writer."""
+    short = text[len("2026-11-21 ") :]
+    short.no_wrap, short.overflow = True, "ellipsis"
+    return short
 
 
 def _picture(fleet: Fleet, counts: dict[str, int], recent: deque[Text]) -> Group:
