@@ -8,12 +8,13 @@ nothing but time.
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from store.connection import BLOCK_MS
+from store.connection import BLOCK_MS, Unavailable
 from store.errors import MalformedEntry
 from store.event import NO_DIGEST, EventRow, encode
 from store.lease import Lease
@@ -83,8 +84,11 @@ class HostChannel:
                 except MalformedEntry:
                     continue
         if orders:
-            # What was read is done with: the stream stays short.
-            await self._namespace.store.redis.xtrim(key, minid=self._orders_read, approximate=True)
+            # What was read is done with: the stream stays short. If that fails now, the next one does.
+            with contextlib.suppress(*Unavailable):
+                await self._namespace.store.redis.xtrim(
+                    key, minid=self._orders_read, approximate=True
+                )
         return orders
 
     async def leave(self) -> None:
