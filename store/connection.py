@@ -205,7 +205,9 @@ class Store:
             if message.startswith("FENCED"):
                 raise Fenced(f"{name} refused: {args[0]!s} may no longer write") from None
             if message.startswith("SEQGAP"):
-                raise SequenceGap(str(args[0]), int(args[1]), int(message.split()[1])) from None
+                # A worker's writes name the lease first, then writer and seq as an append does.
+                writer, first = args[:2] if name == "append" else args[1:3]
+                raise SequenceGap(str(writer), int(first), int(message.split()[1])) from None
             raise
 
     async def now_ms(self) -> int:

@@ -39,7 +39,9 @@ async def eventually(
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout:g} s: {what or inspect.getsource(condition)}")
+            raise AssertionError(
+                f"not within {timeout:g} s: {what or inspect.getsource(condition)}"
+            )
         await asyncio.sleep(0.005)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from store import EventLog, Fenced, Order, Store
+from store import EventLog, Fenced, Order, SequenceGap, Store
 from store.channel import HostChannel, Inbox, InventoryReader, WorkerChannel, answer, ask
 from store.lease import Lease, take_lease
 from store.messages import (
@@ -204,11 +204,22 @@ class TestOrders:
         with pytest.raises(RedisConnectionError):
             await worker_end.write([request(1)], [order(1)])
         monkeypatch.undo()
-        await worker_end.write([request(2), request(3)], [order(2), order(3)])
-        await worker_end.write([request(4)], [order(4)])
+        await worker_end.write([request(2)], [order(2)])
+        await worker_end.write([request(3), request(4)], [order(3), order(4)])
         wanted = [f"o-{n}" for n in range(1, 5)]
-        assert [order_id for _, order_id in await log_of(space)] == wanted
+        found = await entries_of(EventLog(space.store, space))
+        assert [entry.event.order_id for entry in found] == wanted
+        assert len({(entry.event.process, entry.event.seq) for entry in found}) == 4
         assert [one.id for one in await host_end.orders(block_ms=50)] == wanted
+
+    async def test_forgotten_by_the_log(self, space: Namespace, worker_end: WorkerChannel):
+        """When Redis came back with less than it acknowledged, the write is refused, the next works."""
+        await worker_end.write([request(1)], [order(1)])
+        await space.store.redis.delete(space.partition_keys(PROCESS).seqs)
+        with pytest.raises(SequenceGap, match="w-writer starts at seq 2"):
+            await worker_end.write([request(2)], [order(2)])
+        await worker_end.write([request(2)], [order(2)])
+        assert [order_id for _, order_id in await log_of(space)] == ["o-1", "o-2"]
 
     async def test_sent_twice_by_the_client(
         self, space: Namespace, host_end: HostChannel, worker_end: WorkerChannel,
