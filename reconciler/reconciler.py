@@ -29,7 +29,7 @@ from reconciler.result import Result
 from reconciler.tail import Tail
 from store.channel import Inbox, InventoryReader, WorkerChannel, answer
 from store.connection import BLOCK_MS, Store, Unavailable, check_cancelled
-from store.errors import Fenced, ReconcilerError, UnknownProcess
+from store.errors import Fenced, ReconcilerError, SequenceGap, UnknownProcess
 from store.event import EventRow, Scalar, process_id
 from store.lease import HeldByOther, Lease, release_lease, take_lease
 from store.log import EventLog
@@ -300,8 +300,8 @@ class Reconciler:
                 continue
             try:
                 await self.run_pass(changed)
-            except Unavailable as error:
-                log.warning("pass put off: Redis is away", error=str(error))
+            except (*Unavailable, SequenceGap) as error:
+                log.warning("pass put off: Redis is away, or forgot", error=str(error))
                 self._changed |= changed
                 await asyncio.sleep(0.2)
             except Fenced as error:
@@ -324,8 +324,8 @@ class Reconciler:
             try:
                 await self.close_lost()
                 await self.keep_leases()
-            except Unavailable as error:
-                log.warning("leases not renewed: Redis is away", error=str(error))
+            except (*Unavailable, SequenceGap) as error:
+                log.warning("leases not renewed: Redis is away, or forgot", error=str(error))
 
     async def close_lost(self) -> None:
         """Closes, in the log, the processes whose lease has lapsed."""
