@@ -43,7 +43,7 @@ BLOCK_MS = 2000
 """How long a blocking read waits at most, in ms; below the socket's time limit."""
 _SOCKET_TIMEOUT = 10.0
 
-Unavailable: tuple[type[Exception], ...] = (
+Unavailable = (
     RedisConnectionError,
     RedisTimeoutError,
     BusyLoadingError,
