@@ -1,13 +1,12 @@
-"""Between ADK's objects and what Redis holds: state values, events, and copies of events.
+"""Between ADK's objects and what Redis holds: state values and events.
 
 A state value is stored as JSON only if it reads back as the same value; what does not is refused
-with its key. An event is stored as its JSON text; a process decodes it once (20 us) and from then on
-hands out copies (5 us).
+with its key. An event is stored as its JSON text, without the fields that are None: written in 5 us,
+read in 20 us, which is why a process reads an event once only.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Mapping
@@ -179,7 +178,9 @@ def encode_event(event: Event, *, where: str, limit: int) -> bytes:
             "nothing was stored"
         ) from None
     if len(text) > limit:
-        raise TooLarge(_too_large(where, f"event {event.id!r} of {event.author!r}", len(text), limit))
+        raise TooLarge(
+            _too_large(where, f"event {event.id!r} of {event.author!r}", len(text), limit)
+        )
     return text
 
 
@@ -190,7 +191,8 @@ def decode_event(text: bytes, *, where: str) -> Event:
         MalformedEntry: it is not an event that this version of ADK can read.
     """
     try:
-        return _READ_JSON(text)
+        event: Event = _READ_JSON(text)
+        return event
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "the whole"
@@ -198,37 +200,3 @@ def decode_event(text: bytes, *, where: str) -> Event:
             f"{where}: not an event that this google-adk can read ({place}: {first['msg']}); was it "
             "written by a newer version?"
         ) from None
-
-
-# --- copies -----------------------------------------------------------------------------------------
-
-_ATOMS = frozenset({type(None), bool, int, float, str, bytes})
-_set = object.__setattr__
-
-
-def copied(value: Any) -> Any:
-    """A deep copy of a tree, which is what anything decoded from JSON is.
-
-    Twice as fast as `copy.deepcopy` of an event, because a tree needs no record of what was copied
-    already. What is neither a model nor a list, dict or atom goes to `copy.deepcopy`.
-    """
-    kind = type(value)
-    if kind in _ATOMS:
-        return value
-    if kind is dict:
-        return {key: copied(item) for key, item in value.items()} if value else {}
-    if kind is list:
-        return [copied(item) for item in value]
-    if not isinstance(value, BaseModel) or value.__pydantic_private__ is not None:
-        return copy.deepcopy(value)
-    fields = value.__dict__.copy()
-    for name, item in fields.items():
-        if type(item) not in _ATOMS:
-            fields[name] = copied(item)
-    extra = value.__pydantic_extra__
-    new = kind.__new__(kind)
-    _set(new, "__dict__", fields)
-    _set(new, "__pydantic_fields_set__", value.__pydantic_fields_set__.copy())
-    _set(new, "__pydantic_extra__", None if extra is None else copied(extra))
-    _set(new, "__pydantic_private__", None)
-    return new

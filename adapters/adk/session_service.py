@@ -10,7 +10,7 @@ database service: here the marker is `incarnation/entry id of the last event`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,7 +27,6 @@ from google.adk.sessions.base_session_service import (
 )
 from google.adk.sessions.session import Session
 from google.adk.sessions.state import State
-from redis.exceptions import RedisError
 
 from adapters.adk.loop_stores import LoopStores
 from adapters.adk.session_cache import (
@@ -46,19 +45,16 @@ from adapters.adk.session_codec import (
     shared_state,
 )
 from adapters.adk.session_options import TimeToLive, check_ttl, parse_address, ttl_ms
-from store.connection import Store, Unavailable, shown
-from store.errors import BadAddress, RedisUnavailable
-from store.keys import AppSessionKeys, Keys, SessionKeys
+from adapters.adk.stored_sessions import Append, Opened, Shared, StoredSessions
+from store.connection import shown
+from store.errors import BadAddress
+from store.keys import Keys, SessionKeys
 from store.namespace import DEFAULT_NAMESPACE
 
 logger = logging.getLogger(__name__)
 
 LifecycleCallback = Callable[[str, str, dict[str, str]], None]
 """Called with type (`created`, `reused`, `cleaned_up`), ref (`session/<id>`) and `{"app", "user"}`."""
-
-_PAGE = 1000
-_PAGE_BYTES = 4 * 2**20
-_NO_ID = "the session was changed since it was loaded"
 
 
 class RedisSessionService(BaseSessionService):
@@ -124,6 +120,7 @@ class RedisSessionService(BaseSessionService):
         self._accept_stale: bool = option("accept_stale", accept_stale, False)
         self._cache = SessionCache(option("cache_bytes", cache_bytes, 64 * 2**20))
         self._stores = LoopStores(address.url)
+        self._stored = StoredSessions(self._stores)
 
     async def close(self) -> None:
         """Closes the connections and stops an embedded server that this service started.
@@ -177,24 +174,23 @@ class RedisSessionService(BaseSessionService):
         keys = self._session_keys(app_name, user_id, session_id)
         incarnation = platform_uuid.new_uuid().encode()
         now = platform_time.get_time()
-        answer = await self._script(
-            "session_create",
-            keys.all(),
-            [
-                *(incarnation, keys.member, ttl_ms(self._ttl, app_name)),
-                *(_bytes(user_id), _bytes(session_id), repr(now)),
-                *delta.script_args(),
-            ],
-            doing,
+        shared = await self._stored.create(
+            keys,
+            incarnation,
+            (_bytes(user_id), _bytes(session_id)),
+            now,
+            delta,
+            ttl=ttl_ms(self._ttl, app_name),
+            doing=doing,
         )
-        if answer is None:
+        if shared is None:
             raise AlreadyExistsError(f"Session with id {session_id} already exists.")
         own = dict(zip(delta.session[::2], delta.session[1::2], strict=True))
         session = Session(
             app_name=app_name,
             user_id=user_id,
             id=session_id,
-            state=_merged(own, _fields(answer[0]), _fields(answer[1])),
+            state=_merged(own, shared),
             last_update_time=now,
         )
         session._storage_update_marker = _marker(incarnation, START)
@@ -231,77 +227,52 @@ class RedisSessionService(BaseSessionService):
         keys = self._session_keys(app_name, user_id, session_id)
         wanted = config.num_recent_events if config else None
         after = config.after_timestamp if config else None
-        while True:
+        with self._cache.lock:
+            known = self._cache.get(keys.session)
+            position = known.position if known else Position()
+        opened = await self._stored.open(
+            keys, position, wanted, after, ttl=ttl_ms(self._ttl, app_name), doing=doing
+        )
+        if opened is None:
             with self._cache.lock:
-                known = self._cache.get(keys.session)
-                position = known.position if known else Position()
-            answer = await self._script(
-                "session_open",
-                keys.all(),
-                [
-                    *(position.incarnation, position.last, position.first),
-                    *(-1 if wanted is None else wanted, 0 if after is None else 1),
-                    *(ttl_ms(self._ttl, app_name), keys.member, _PAGE, _PAGE_BYTES),
-                ],
-                doing,
-            )
-            if answer is None:
-                with self._cache.lock:
-                    self._cache.drop(keys.session)
-                return None
-            own, app, user = (_fields(part) for part in answer[:3])
-            how, entries = answer[3], _entries(answer[4])
-            last = own[b"last"]
-            if how == b"back":
-                await self._read_back(keys, entries, answer[4], wanted, after, doing)
-                entries.reverse()
-                known = self._tail(own[b"incarnation"], last, entries)
+                self._cache.drop(keys.session)
+            return None
+        with self._cache.lock:
+            if fresh := known is None or not opened.follows:
+                known = _as_cached(opened)
             else:
-                known_last = position.last if how == b"more" else START
-                if not await self._read_on(keys, entries, known_last, last, doing):
-                    continue  # it was deleted, and perhaps made anew, while it was read
-                if how == b"all" or known is None:
-                    known = CachedSession(own[b"incarnation"])
-            with self._cache.lock:
-                known.extend(entries)
-                remembered = self._remember(keys.session, known)
-                events = known.events(
-                    number_of(last),
-                    wanted,
-                    after,
-                    where=f"session/{session_id}",
-                    share=self._share or not remembered,
-                )
-            break
+                known.extend(opened.entries)
+            self._remember(keys.session, known)
+            events = known.events(
+                number_of(opened.last),
+                wanted,
+                after,
+                where=f"session/{session_id}",
+                # Nobody else has what is not in the cache and never was.
+                share=self._share or (fresh and self._cache.get(keys.session) is not known),
+            )
         session = Session(
             app_name=app_name,
             user_id=user_id,
             id=session_id,
-            state=_merged(own, app, user),
-            last_update_time=float(own[b"at"]),
+            state=_merged(opened.own, opened.shared),
+            last_update_time=float(opened.own[b"at"]),
         )
         session.events = events
-        session._storage_update_marker = _marker(own[b"incarnation"], last)
+        session._storage_update_marker = _marker(opened.incarnation, opened.last)
         self._lifecycle("reused", session)
         return session
 
-    def _tail(self, incarnation: bytes, last: bytes, entries: list[Entry]) -> CachedSession:
-        """The last events of a session, when those before them are not known."""
-        first = number_of(last) - len(entries) + 1
-        return CachedSession(incarnation, first, entries[0][0] if entries else last)
-
-    def _remember(self, key: str, session: CachedSession) -> bool:
+    def _remember(self, key: str, session: CachedSession) -> None:
         """Puts a session into the cache, unless what is there knows more of its beginning."""
         held = self._cache.get(key)
-        better = (
-            held is not None
-            and held is not session
-            and held.incarnation == session.incarnation
-            and held.first < session.first
-        )
-        if not better:
+        if (
+            held is None
+            or held is session
+            or held.incarnation != session.incarnation
+            or held.first >= session.first
+        ):
             self._cache.put(key, session)
-        return self._cache.get(key) is session
 
     async def list_sessions(
         self, *, app_name: str, user_id: str | None = None
@@ -319,28 +290,15 @@ class RedisSessionService(BaseSessionService):
             RedisUnavailable: Redis does not answer.
         """
         doing = f"list_sessions of app {app_name}"
-        app = self._app_keys(app_name)
-        index = app.sessions if user_id is None else app.user_sessions(user_id)
-        members, app_fields = await self._pipeline(
-            [("ZRANGE", index, 0, -1), ("HGETALL", app.state)], doing
-        )
-        names = [member.decode() for member in members]
-        users = sorted({name.partition("/")[0] for name in names})
-        answers = await self._pipeline(
-            [("HGETALL", app.user_state_of(user)) for user in users]
-            + [("HGETALL", app.member(name)) for name in names],
-            doing,
-        )
-        user_fields = dict(zip(users, answers, strict=False))
         sessions = []
-        for name, own in zip(names, answers[len(users) :], strict=True):
-            if not own:
-                continue  # expired, or deleted since the index was read
+        for own, shared in await self._stored.listed(
+            self._keys.app_sessions(app_name), user_id, doing=doing
+        ):
             session = Session(
                 app_name=app_name,
                 user_id=_text(own[b"user"]),
                 id=_text(own[b"id"]),
-                state=_merged(own, app_fields, user_fields[name.partition("/")[0]]),
+                state=_merged(own, shared),
                 last_update_time=float(own[b"at"]),
             )
             session._storage_update_marker = _marker(own[b"incarnation"], own[b"last"])
@@ -357,7 +315,7 @@ class RedisSessionService(BaseSessionService):
         session_id = session_id.strip() if session_id else session_id
         keys = self._session_keys(app_name, user_id, session_id)
         doing = f"delete_session of session/{session_id}"
-        deleted = await self._script("session_delete", keys.all(), [keys.member], doing)
+        deleted = await self._stored.delete(keys, doing=doing)
         with self._cache.lock:
             self._cache.drop(keys.session)
         if deleted:
@@ -371,9 +329,9 @@ class RedisSessionService(BaseSessionService):
         Raises:
             RedisUnavailable: Redis does not answer.
         """
-        key = self._app_keys(app_name).user_state(user_id)
-        (fields,) = await self._pipeline([("HGETALL", key)], f"get_user_state of {user_id}")
-        return shared_state(fields)
+        app = self._keys.app_sessions(app_name)
+        doing = f"get_user_state of user {user_id}"
+        return shared_state(await self._stored.user_state(app, user_id, doing=doing))
 
     # --- append ---------------------------------------------------------------------------------
 
@@ -402,43 +360,43 @@ class RedisSessionService(BaseSessionService):
             return event
         doing = f"append_event to session/{session.id}"
         keys = self._session_keys(session.app_name, session.user_id, session.id)
+        ttl = ttl_ms(self._ttl, session.app_name)
         async with self._stores.of_this_loop().lock(keys.session):
             changes = event.actions.state_delta if event.actions else {}
-            delta = encode_state(changes, where=doing, limit=self._limit)
-            text = encode_event(_without_temp(event), where=doing, limit=self._limit)
-            args: list[Any] = [
-                *self._freshness(session),
-                *(_bytes(event.id), text, repr(event.timestamp), 0),
-                *(ttl_ms(self._ttl, session.app_name), keys.member),
-                *delta.script_args(),
-            ]
-            while True:
-                answer = await self._script("session_append", keys.all(), args, doing)
-                match answer[0]:
-                    case b"gone":
-                        raise SessionNotFoundError(f"Session {session.id} not found.")
-                    case b"stale":
-                        raise StaleSessionError(
-                            f"The session {session.id} was changed in storage since it was loaded. "
-                            "Load it again with get_session before appending more events."
-                        )
-                    case b"known":
-                        stored = list(zip(answer[2::2], answer[3::2], strict=True))
-                        entry_id = _find_equal(text, stored, doing)
-                        if entry_id is None:
-                            args[6] = len(stored)  # another event of the same id: both are kept
-                            continue
-                        if not _follows(session, answer[1], entry_id):
-                            return event
-                        # Stored by an earlier attempt whose answer was lost on the way.
-                        return self._commit(session, event, answer[1], entry_id)
-                _, incarnation, entry_id, before = answer
-                with self._cache.lock:
-                    known = self._cache.get(keys.session)
-                    if known and (known.incarnation, known.last) == (incarnation, before):
-                        known.extend([(entry_id, text)])
-                        self._cache.put(keys.session, known)
-                return self._commit(session, event, incarnation, entry_id)
+            append = Append(
+                self._freshness(session),
+                _bytes(event.id),
+                encode_event(_without_temp(event), where=doing, limit=self._limit),
+                event.timestamp,
+                encode_state(changes, where=doing, limit=self._limit),
+            )
+            answer = await self._stored.append(keys, append, 0, ttl=ttl, doing=doing)
+            while answer.outcome == "known":
+                entry_id = _find_equal(append.text, answer.same, doing)
+                if entry_id is None:
+                    # Other events have its id: all are kept.
+                    differing = len(answer.same)
+                    answer = await self._stored.append(
+                        keys, append, differing, ttl=ttl, doing=doing
+                    )
+                elif _follows(session, answer.incarnation, entry_id):
+                    # Stored by an earlier attempt whose answer was lost on the way.
+                    return self._commit(session, event, answer.incarnation, entry_id)
+                else:
+                    return event
+            if answer.outcome == "gone":
+                raise SessionNotFoundError(f"Session {session.id} not found.")
+            if answer.outcome == "stale":
+                raise StaleSessionError(
+                    f"The session {session.id} was changed in storage since it was loaded. Load it "
+                    "again with get_session before appending more events."
+                )
+            with self._cache.lock:
+                known = self._cache.get(keys.session)
+                if known and (known.incarnation, known.last) == (answer.incarnation, answer.before):
+                    known.extend([(answer.entry_id, append.text)])
+                    self._cache.put(keys.session, known)
+            return self._commit(session, event, answer.incarnation, answer.entry_id)
 
     def _freshness(self, session: Session) -> tuple[str, str | bytes, str]:
         """How the script can tell whether `session` is stale, as its first three arguments."""
@@ -458,77 +416,8 @@ class RedisSessionService(BaseSessionService):
         session._storage_update_marker = _marker(incarnation, entry_id)
         return self._commit_event_to_session(session, event)
 
-    # --- Redis ----------------------------------------------------------------------------------
-
-    def _app_keys(self, app: str) -> AppSessionKeys:
-        return self._keys.app_sessions(app)
-
     def _session_keys(self, app: str, user: str, session: str) -> SessionKeys:
-        return self._app_keys(app).session(user, session)
-
-    async def _script(self, name: str, keys: list[str], args: list[Any], doing: str) -> Any:
-        store = await self._stores.open()
-        try:
-            return await store.script(name, keys, args)
-        except (RedisError, OSError) as error:
-            raise self._failed(store, doing, error) from error
-
-    async def _pipeline(self, commands: list[tuple[Any, ...]], doing: str) -> list[Any]:
-        """Several reads in as few round trips as is good for Redis, which serves nobody meanwhile."""
-        store = await self._stores.open()
-        answers: list[Any] = []
-        try:
-            for start in range(0, len(commands), _PAGE):
-                pipe = store.redis.pipeline(transaction=False)
-                for command in commands[start : start + _PAGE]:
-                    pipe.execute_command(*command)
-                answers += await pipe.execute()
-        except (RedisError, OSError) as error:
-            raise self._failed(store, doing, error) from error
-        return answers
-
-    def _failed(self, store: Store, doing: str, error: Exception) -> RedisUnavailable:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, Unavailable):
-            return RedisUnavailable(
-                f"{doing}: Redis at {store.url} does not answer ({cause}); whether it was done is not "
-                "known, and to do it again is safe"
-            )
-        return RedisUnavailable(f"{doing}: Redis at {store.url} refused it: {cause}")
-
-    async def _read_on(
-        self, keys: SessionKeys, entries: list[Entry], known: bytes, last: bytes, doing: str
-    ) -> bool:
-        """Reads until `last`, page by page; False when the stream no longer has it."""
-        while (at := entries[-1][0] if entries else known) != last:
-            size = sum(len(text) for _, text in entries) // max(1, len(entries))
-            count = max(1, min(_PAGE, _PAGE_BYTES // max(1, size)))
-            command = ("XRANGE", keys.events, b"(" + at, last, "COUNT", count)
-            (page,) = await self._pipeline([command], doing)
-            if not page:
-                return False
-            entries += _entries(page)
-        return True
-
-    async def _read_back(
-        self,
-        keys: SessionKeys,
-        entries: list[Entry],
-        page: list[Any],
-        wanted: int | None,
-        after: float | None,
-        doing: str,
-    ) -> None:
-        """Reads backwards, page by page, until there are enough entries for what is wanted."""
-        while page and (wanted is None or len(entries) < wanted):
-            oldest = page[-1][0]
-            too_old = after is not None and any(float(fields[3]) < after for _, fields in page)
-            if too_old or number_of(oldest) == 1:
-                return
-            count = _PAGE if wanted is None else min(_PAGE, wanted - len(entries))
-            command = ("XREVRANGE", keys.events, b"(" + oldest, "-", "COUNT", count)
-            (page,) = await self._pipeline([command], doing)
-            entries += _entries(page)
+        return self._keys.app_sessions(app).session(user, session)
 
     def _lifecycle(self, kind: str, session: Session) -> None:
         if self.on_lifecycle is None:
@@ -551,7 +440,7 @@ def _follows(session: Session, incarnation: bytes, entry_id: bytes) -> bool:
     return held == incarnation.decode() and number_of(entry_id) == number_of(last.encode()) + 1
 
 
-def _find_equal(text: bytes, stored: list[Entry], doing: str) -> bytes | None:
+def _find_equal(text: bytes, stored: Iterable[Entry], doing: str) -> bytes | None:
     """The entry id of the stored event that equals this one, if there is any."""
     for entry_id, other in stored:
         if other == text or decode_event(other, where=doing) == decode_event(text, where=doing):
@@ -568,22 +457,19 @@ def _without_temp(event: Event) -> Event:
     return event.model_copy(update={"actions": actions})
 
 
-def _fields(flat: list[bytes]) -> dict[bytes, bytes]:
-    """The answer of HGETALL, as a script gives it."""
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+def _as_cached(opened: Opened) -> CachedSession:
+    first = number_of(opened.last) - len(opened.entries) + 1
+    before = opened.last if not opened.entries else START
+    known = CachedSession(opened.incarnation, first, before)
+    known.extend(opened.entries)
+    return known
 
 
-def _entries(raw: list[Any]) -> list[Entry]:
-    return [(entry_id, fields[1]) for entry_id, fields in raw]
-
-
-def _merged(
-    own: dict[bytes, bytes], app: dict[bytes, bytes], user: dict[bytes, bytes]
-) -> dict[str, Any]:
+def _merged(own: Mapping[bytes, bytes], shared: Shared) -> dict[str, Any]:
     return {
         **session_state(own),
-        **shared_state(app, State.APP_PREFIX),
-        **shared_state(user, State.USER_PREFIX),
+        **shared_state(shared.app, State.APP_PREFIX),
+        **shared_state(shared.user, State.USER_PREFIX),
     }
 
 
