@@ -10,6 +10,7 @@ database service: here the marker is `incarnation/entry id of the last event`.
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -172,7 +173,8 @@ class RedisSessionService(BaseSessionService):
         doing = f"create_session of session/{session_id}"
         delta = encode_state(state or {}, where=doing, limit=self._limit)
         keys = self._session_keys(app_name, user_id, session_id)
-        incarnation = platform_uuid.new_uuid().encode()
+        # Not from ADK's provider, which a test or a replay may make repeat itself.
+        incarnation = secrets.token_hex(8).encode()
         now = platform_time.get_time()
         shared = await self._stored.create(
             keys,
@@ -363,16 +365,14 @@ class RedisSessionService(BaseSessionService):
         ttl = ttl_ms(self._ttl, session.app_name)
         async with self._stores.of_this_loop().lock(keys.session):
             changes = event.actions.state_delta if event.actions else {}
+            delta = encode_state(changes, where=doing, limit=self._limit)
+            text = encode_event(_without_temp(event), where=doing, limit=self._limit)
             append = Append(
-                self._freshness(session),
-                _bytes(event.id),
-                encode_event(_without_temp(event), where=doing, limit=self._limit),
-                event.timestamp,
-                encode_state(changes, where=doing, limit=self._limit),
+                self._freshness(session), _bytes(event.id), text, event.timestamp, delta
             )
             answer = await self._stored.append(keys, append, 0, ttl=ttl, doing=doing)
             while answer.outcome == "known":
-                entry_id = _find_equal(append.text, answer.same, doing)
+                entry_id = _find_equal(text, answer.same, doing)
                 if entry_id is None:
                     # Other events have its id: all are kept.
                     differing = len(answer.same)
@@ -394,7 +394,7 @@ class RedisSessionService(BaseSessionService):
             with self._cache.lock:
                 known = self._cache.get(keys.session)
                 if known and (known.incarnation, known.last) == (answer.incarnation, answer.before):
-                    known.extend([(answer.entry_id, append.text)])
+                    known.extend([(answer.entry_id, text)])
                     self._cache.put(keys.session, known)
             return self._commit(session, event, answer.incarnation, answer.entry_id)
 
