@@ -26,6 +26,12 @@ from pydantic import PrivateAttr
 
 from adapters.adk import RedisSessionService
 
+# ADK marks its workflow agents as deprecated and resumability as experimental; both are in use.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
 NAME = {"app_name": "app", "user_id": "user", "session_id": "s"}
 
 
