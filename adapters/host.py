@@ -652,12 +652,13 @@ class Host:
 
     async def _send_both(self, first: int, payloads: list[bytes]) -> None:
         # Taken here, before anything is awaited: book, seq and the batch are of one tick.
-        summary, buckets, answers = self._summary(), self._book.take(), self._answers
+        summary, root, buckets = self._summary(), self._book.root(), self._book.take()
+        answers = self._answers
         self._answers, self._report_due = [], False
         self._last_publish = time.monotonic()
         try:
             await self._append(first, payloads)
-            await self._channel.publish(summary, buckets)
+            await self._channel.publish(summary, root, buckets)
         except BaseException:
             self._book.put_back(buckets)
             self._answers = answers + self._answers
@@ -675,7 +676,6 @@ class Host:
         return Summary(
             process=self.process,
             as_of=self.recorder.seq,
-            digests=self._book.digests(),
             kinds=tuple(sorted({registry.kind for registry in self.registries})),
             registries=tuple(counts),
             rss=rss,

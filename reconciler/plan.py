@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from zlib import crc32
 
-from reconciler.desired import users_of
 from reconciler.drift import Drift, DriftItem
 from reconciler.fold import Attempt, FleetState, ProcessState, target_of
+from reconciler.graph import Graph, graph_of
 from reconciler.policy import Policy
 from store.messages import Action, Inventory
 
@@ -117,6 +117,7 @@ def make_plan(
     now_ms: int,
     *,
     force: bool = False,
+    graphs: Mapping[str, Graph] | None = None,
 ) -> Plan:
     """Makes a plan that ends the drift.
 
@@ -127,6 +128,7 @@ def make_plan(
         policy: backoff, and what to do with untracked resources.
         now_ms: Redis time.
         force: try again now what waits for its next try.
+        graphs: by process, where somebody keeps them; otherwise they are derived.
 
     Returns:
         Steps in the order of teardown, and what waits: for a retry, an outcome, or a user that has
@@ -148,11 +150,13 @@ def make_plan(
                 ready.append(item)
             else:
                 waiting.append(held_up)
-        steps += _teardowns(process, ready, waiting)
+        graph = graphs.get(name) if graphs is not None else None
+        if graph is None:
+            graph = graph_of(process, inventories.get(name))
+        teardowns = list(_teardowns(process, ready, waiting, graph))
+        steps += teardowns
         steps += _corrections(ready, policy)
-        ending = {s.ref for s in steps if s.process == name and s.action == Action.TEARDOWN}
-        inventory = inventories.get(name)
-        steps += _entries(process, ready, inventory, ending)
+        steps += _entries(process, ready, graph, {step.ref: None for step in teardowns})
     steps.sort(key=lambda step: step.stage)
     return Plan(tuple(steps), tuple(waiting))
 
@@ -179,13 +183,16 @@ def _held_up(
 
 
 def _teardowns(
-    process: ProcessState, ready: list[DriftItem], waiting: list[Waiting]
+    process: ProcessState, ready: list[DriftItem], waiting: list[Waiting], graph: Graph
 ) -> Iterator[Step]:
     """Teardowns of orphans and of what they own, staged; what is still used waits."""
     going = {item.ref: item for item in ready if item.sort == "orphan"}
-    users = users_of(process)
+
+    def users(ref: str) -> list[str]:
+        return [user for user in graph.users_of(ref) if user in process.resources]
+
     # Whatever is used by something that stays has to stay; that in turn keeps what it uses.
-    kept = [ref for ref in going if any(user not in going for user in users.get(ref, ()))]
+    kept = [ref for ref in going if any(user not in going for user in users(ref))]
     while kept:
         ref = kept.pop()
         item = going.pop(ref, None)
@@ -193,25 +200,21 @@ def _teardowns(
             continue
         waiting.append(Waiting(item, 0, "something that uses it is still alive"))
         kept += [used for used in process.resources[ref].uses if used in going]
-    owned: dict[str, list[str]] = defaultdict(list)
-    for resource in process.resources.values():
-        if resource.owned_by is not None and resource.owned_by in process.resources:
-            owned[resource.owned_by].append(resource.ref)
     consequences: dict[str, DriftItem] = {}
     todo = list(going)
     while todo:
         owner = todo.pop()
-        for ref in owned.get(owner, ()):
+        for ref in graph.owned_by(owner):
             resource = process.resources[ref]
             if ref in going or ref in consequences or resource.in_use or ref in process.attempts:
                 continue
-            if any(u not in going and u not in consequences for u in users.get(ref, ())):
+            if any(u not in going and u not in consequences for u in users(ref)):
                 continue
             reason = f"its owner {owner} goes in the same pass"
             consequences[ref] = DriftItem("orphan", process.id, ref, reason, resource.seq)
             todo.append(ref)
     everything = going | consequences
-    stages = _stages(process, everything, users)
+    stages = _stages(process, everything, graph)
     for ref, item in everything.items():
         yield Step(
             Action.TEARDOWN,
@@ -221,7 +224,7 @@ def _teardowns(
             item.reason,
             "orphan",
             stages[ref],
-            _before(process, ref, everything, users),
+            _before(process, ref, everything, graph),
             consequence=ref in consequences,
             since_ms=item.since_ms,
         )
@@ -231,22 +234,20 @@ def _before(
     process: ProcessState,
     ref: str,
     going: Mapping[str, DriftItem],
-    users: Mapping[str, list[str]],
+    graph: Graph,
 ) -> tuple[str, ...]:
     """What else of the plan must be gone before `ref` may go."""
     owner = process.resources[ref].owned_by
-    before = [user for user in users.get(ref, ()) if user in going]
+    before = [user for user in graph.users_of(ref) if user in going]
     return (*before, owner) if owner is not None and owner in going else tuple(before)
 
 
-def _stages(
-    process: ProcessState, going: Mapping[str, DriftItem], users: Mapping[str, list[str]]
-) -> dict[str, int]:
+def _stages(process: ProcessState, going: Mapping[str, DriftItem], graph: Graph) -> dict[str, int]:
     """A stage for each: after its users, after its owner, and not before its kind's turn."""
     before: dict[str, int] = dict.fromkeys(going, 0)
     after: dict[str, list[str]] = defaultdict(list)
     for ref in going:
-        for user in users.get(ref, ()):
+        for user in graph.users_of(ref):
             if user in going:
                 after[user].append(ref)
                 before[ref] += 1
@@ -279,41 +280,38 @@ def _corrections(ready: list[DriftItem], policy: Policy) -> Iterator[Step]:
 
 
 def _entries(
-    process: ProcessState,
-    ready: list[DriftItem],
-    inventory: Inventory | None,
-    ending: set[str],
+    process: ProcessState, ready: list[DriftItem], graph: Graph, ending: Mapping[str, None]
 ) -> Iterator[Step]:
     """Index entries that dangle, and those that will once the teardowns of the plan are done."""
     for item in ready:
         if item.sort == "dangling":
-            yield Step(
-                Action.DROP_ENTRY,
-                item.process,
-                item.ref,
-                0,
-                item.reason,
-                "dangling",
-                ENTRY_STAGE,
-                (),
-                item.registry,
-                item.key,
-            )
-    for entry in inventory.entries if inventory is not None else ():
-        if entry.target not in ending:
-            continue
-        if target_of(entry.target, entry.registry, entry.key) in process.attempts:
-            continue
-        yield Step(
-            Action.DROP_ENTRY,
-            process.id,
-            entry.target,
-            0,
-            f"{entry.registry}[{entry.key}] names {entry.target}, which goes in the same pass",
-            "dangling",
-            ENTRY_STAGE,
-            (),
-            entry.registry,
-            entry.key,
-            consequence=True,
-        )
+            yield _drop(process.id, item.ref, item.reason, item.registry, item.key)
+    for target in ending:
+        for entry in graph.naming(target):
+            if target_of(target, entry.registry, entry.key) in process.attempts:
+                continue
+            reason = f"{entry.registry}[{entry.key}] names {target}, which goes in the same pass"
+            yield _drop(process.id, target, reason, entry.registry, entry.key, consequence=True)
+
+
+def _drop(
+    process: str,
+    ref: str,
+    reason: str,
+    registry: str | None,
+    key: str | None,
+    *,
+    consequence: bool = False,
+) -> Step:
+    return Step(
+        Action.DROP_ENTRY,
+        process,
+        ref,
+        0,
+        reason,
+        "dangling",
+        ENTRY_STAGE,
+        registry=registry,
+        key=key,
+        consequence=consequence,
+    )
