@@ -10,7 +10,7 @@ are really there: a service that cleans up after itself is not told to do so.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -148,11 +148,15 @@ def make_plan(
                 ready.append(item)
             else:
                 waiting.append(held_up)
-        steps += _teardowns(process, ready, waiting)
-        steps += _corrections(ready, policy)
-        ending = {s.ref for s in steps if s.process == name and s.action == Action.TEARDOWN}
-        inventory = inventories.get(name)
-        steps += _entries(process, ready, inventory, ending)
+
+        def free(item: DriftItem, process: ProcessState = process) -> bool:
+            return _held_up(process, item, policy, now_ms, force=force) is None
+
+        of_process = [*_teardowns(process, ready, waiting, now_ms, free)]
+        of_process += _corrections(ready, policy)
+        ending = {s.ref for s in of_process if s.action in {Action.TEARDOWN, Action.CLOSE_GHOST}}
+        of_process += _entries(process, ready, inventories.get(name), ending, free)
+        steps += of_process
     steps.sort(key=lambda step: step.stage)
     return Plan(tuple(steps), tuple(waiting))
 
@@ -179,37 +183,34 @@ def _held_up(
 
 
 def _teardowns(
-    process: ProcessState, ready: list[DriftItem], waiting: list[Waiting]
+    process: ProcessState,
+    ready: list[DriftItem],
+    waiting: list[Waiting],
+    now_ms: int,
+    free: Callable[[DriftItem], bool],
 ) -> Iterator[Step]:
-    """Teardowns of orphans and of what they own, staged; what is still used waits."""
+    """Teardowns of orphans and of what they own, staged; what is still used or owned waits."""
     going = {item.ref: item for item in ready if item.sort == "orphan"}
+    late = {w.item.ref for w in waiting if w.item.process == process.id}
     users = users_of(process)
-    # Whatever is used by something that stays has to stay; that in turn keeps what it uses.
+    owned: dict[str, list[str]] = defaultdict(list)
+    for resource in process.resources.values():
+        if resource.owned_by in process.resources and resource.owned_by != resource.ref:
+            owned[resource.owned_by or ""].append(resource.ref)
+    # Whatever is used by something that stays has to stay; that in turn keeps what it uses, and
+    # what it owns.
     kept = [ref for ref in going if any(user not in going for user in users.get(ref, ()))]
+    kept += [ref for owner in late for ref in owned.get(owner, ())]
     while kept:
         ref = kept.pop()
         item = going.pop(ref, None)
         if item is None:
             continue
-        waiting.append(Waiting(item, 0, "something that uses it is still alive"))
-        kept += [used for used in process.resources[ref].uses if used in going]
-    owned: dict[str, list[str]] = defaultdict(list)
-    for resource in process.resources.values():
-        if resource.owned_by is not None and resource.owned_by in process.resources:
-            owned[resource.owned_by].append(resource.ref)
-    consequences: dict[str, DriftItem] = {}
-    todo = list(going)
-    while todo:
-        owner = todo.pop()
-        for ref in owned.get(owner, ()):
-            resource = process.resources[ref]
-            if ref in going or ref in consequences or resource.in_use or ref in process.attempts:
-                continue
-            if any(u not in going and u not in consequences for u in users.get(ref, ())):
-                continue
-            reason = f"its owner {owner} goes in the same pass"
-            consequences[ref] = DriftItem("orphan", process.id, ref, reason, resource.seq)
-            todo.append(ref)
+        waiting.append(Waiting(item, 0, "something that uses or owns it is still alive"))
+        kept += process.resources[ref].uses
+        kept += owned.get(ref, ())
+    ghosts = [item.ref for item in ready if item.sort == "ghost"]
+    consequences = _owned_along([*going, *ghosts], process, owned, users, now_ms=now_ms, free=free)
     everything = going | consequences
     stages = _stages(process, everything, users)
     for ref, item in everything.items():
@@ -227,6 +228,52 @@ def _teardowns(
         )
 
 
+def _owned_along(
+    ending: Sequence[str],
+    process: ProcessState,
+    owned: Mapping[str, list[str]],
+    users: Mapping[str, list[str]],
+    *,
+    now_ms: int,
+    free: Callable[[DriftItem], bool],
+) -> dict[str, DriftItem]:
+    """What will have lost its owner once `ending` is gone, and nothing else keeps alive."""
+    gone = set(ending)
+    along: dict[str, DriftItem] = {}
+    todo = list(ending)
+    while todo:
+        ended = todo.pop()
+        # Its user was all that kept alive what has lost its owner before.
+        lonely = [u for u in process.resources[ended].uses if _ownerless(process, u)]
+        for ref in [*owned.get(ended, ()), *lonely]:
+            resource = process.resources[ref]
+            if ref in gone or resource.in_use or resource.keep_until_ms > now_ms:
+                continue
+            reason = f"what it lives on, {ended}, goes in the same pass"
+            item = DriftItem("orphan", process.id, ref, reason, resource.seq)
+            if free(item):
+                along[ref] = item
+                gone.add(ref)
+                todo.append(ref)
+    # Candidates so far: those stay that something uses that stays, and what they own with them.
+    kept = [ref for ref in along if any(user not in gone for user in users.get(ref, ()))]
+    while kept:
+        ref = kept.pop()
+        if along.pop(ref, None) is not None:
+            gone.discard(ref)
+            kept += process.resources[ref].uses
+            kept += owned.get(ref, ())
+    return along
+
+
+def _ownerless(process: ProcessState, ref: str) -> bool:
+    """It is alive, and was owned by something that is not (or by itself)."""
+    resource = process.resources.get(ref)
+    if resource is None or resource.owned_by is None:
+        return False
+    return resource.owned_by == ref or resource.owned_by not in process.resources
+
+
 def _before(
     process: ProcessState,
     ref: str,
@@ -236,24 +283,24 @@ def _before(
     """What else of the plan must be gone before `ref` may go."""
     owner = process.resources[ref].owned_by
     before = [user for user in users.get(ref, ()) if user in going]
-    return (*before, owner) if owner is not None and owner in going else tuple(before)
+    if owner is not None and owner in going and owner != ref:
+        before.append(owner)
+    return tuple(before)
 
 
 def _stages(
     process: ProcessState, going: Mapping[str, DriftItem], users: Mapping[str, list[str]]
 ) -> dict[str, int]:
-    """A stage for each: after its users, after its owner, and not before its kind's turn."""
-    before: dict[str, int] = dict.fromkeys(going, 0)
+    """A stage for each: after its users, after its owner, and not before its kind's turn.
+
+    In a circle there is no order: its members are of one stage, and what hangs on it comes later.
+    """
+    earlier = {ref: _before(process, ref, going, users) for ref in going}
+    before: dict[str, int] = {ref: len(refs) for ref, refs in earlier.items()}
     after: dict[str, list[str]] = defaultdict(list)
-    for ref in going:
-        for user in users.get(ref, ()):
-            if user in going:
-                after[user].append(ref)
-                before[ref] += 1
-        owner = process.resources[ref].owned_by
-        if owner is not None and owner in going and owner != ref:
-            after[owner].append(ref)
-            before[ref] += 1
+    for ref, refs in earlier.items():
+        for one in refs:
+            after[one].append(ref)
     stages = {ref: _KIND_STAGE.get(process.resources[ref].kind, _OWNED_STAGE) for ref in going}
     free = [ref for ref, count in before.items() if count == 0]
     while free:
@@ -263,7 +310,29 @@ def _stages(
             before[following] -= 1
             if before[following] == 0:
                 free.append(following)
+    circle = {ref for ref, count in before.items() if count}
+    if circle:
+        hanging = _hanging(circle, earlier, after)
+        circle.difference_update(hanging)
+        stages.update(dict.fromkeys(circle, max(stages[ref] for ref in circle)))
+        for ref in hanging:
+            stages[ref] = max(stages[ref], 1 + max(stages[one] for one in earlier[ref]))
     return stages
+
+
+def _hanging(
+    tangled: set[str], earlier: Mapping[str, Sequence[str]], after: Mapping[str, list[str]]
+) -> list[str]:
+    """What comes after circles without being in one, or between two; in the order of teardown."""
+    following = {ref: sum(one in tangled for one in after.get(ref, ())) for ref in tangled}
+    ends = [ref for ref, count in following.items() if count == 0]
+    for ref in ends:  # It grows meanwhile.
+        for one in earlier[ref]:
+            if one in following:
+                following[one] -= 1
+                if following[one] == 0:
+                    ends.append(one)
+    return ends[::-1]
 
 
 def _corrections(ready: list[DriftItem], policy: Policy) -> Iterator[Step]:
@@ -283,6 +352,7 @@ def _entries(
     ready: list[DriftItem],
     inventory: Inventory | None,
     ending: set[str],
+    free: Callable[[DriftItem], bool],
 ) -> Iterator[Step]:
     """Index entries that dangle, and those that will once the teardowns of the plan are done."""
     for item in ready:
@@ -302,14 +372,16 @@ def _entries(
     for entry in inventory.entries if inventory is not None else ():
         if entry.target not in ending:
             continue
-        if target_of(entry.target, entry.registry, entry.key) in process.attempts:
+        reason = f"{entry.registry}[{entry.key}] names {entry.target}, which goes in the same pass"
+        item = DriftItem("dangling", process.id, entry.target, reason, 0, entry.registry, entry.key)
+        if not free(item):
             continue
         yield Step(
             Action.DROP_ENTRY,
             process.id,
             entry.target,
             0,
-            f"{entry.registry}[{entry.key}] names {entry.target}, which goes in the same pass",
+            reason,
             "dangling",
             ENTRY_STAGE,
             (),

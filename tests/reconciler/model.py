@@ -37,7 +37,7 @@ def histories(
         if type in {"created", "reused"}:
             more = {
                 "uses": draw(st.none() | st.lists(refs, max_size=2).map(tuple)),
-                "owned_by": draw(st.none() | st.none() | refs),
+                "owned_by": draw(st.none() | refs),
                 "attrs": draw(
                     st.none()
                     | st.fixed_dictionaries(
@@ -64,9 +64,9 @@ def inventories(draw: st.DrawFn, state: FleetState) -> dict[str, Inventory]:
     """What the process might hold: nearly what the log says, with additions and losses."""
     process = state.processes.get(P)
     alive = list(process.resources) if process is not None else []
-    held = set(alive)
-    held -= set(draw(st.lists(refs, max_size=2)))
-    held |= set(draw(st.lists(refs, max_size=2)))
+    some = st.lists(st.sampled_from(alive or REFS), max_size=2)
+    held = set(alive) - set(draw(some))
+    held |= set(draw(st.lists(refs, max_size=1)))
     entries = draw(
         st.lists(
             st.builds(IndexEntry, st.just("index"), st.sampled_from("abc"), refs),
@@ -75,7 +75,7 @@ def inventories(draw: st.DrawFn, state: FleetState) -> dict[str, Inventory]:
         )
     )
     seq = process.seq if process is not None else 0
-    kinds = frozenset(draw(st.lists(st.sampled_from(KINDS), max_size=4)))
+    kinds = frozenset(draw(st.sampled_from([KINDS, KINDS, KINDS[:2], ()])))
     held = {ref for ref in held if ref.partition("/")[0] in kinds}
     return {P: Inventory(P, seq, frozenset(held), tuple(entries), kinds)}
 

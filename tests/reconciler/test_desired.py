@@ -81,9 +81,7 @@ class TestProperties:
         assert all(after[one] >= moment for one, moment in before.items())
 
     @given(histories(), st.floats(1, 5000))
-    def test_longer_limits_never_shorten(
-        self, history: list[tuple[int, EventRow]], longer: float
-    ):
+    def test_longer_limits_never_shorten(self, history: list[tuple[int, EventRow]], longer: float):
         """A more generous policy ends nothing earlier."""
         process = process_of(history)
         generous = Policy(

@@ -68,8 +68,7 @@ class TestProperties:
         """However the events of two processes are interleaved, each gets its own state."""
         mine = [(at, row(one.seq, one.type, one.ref, uses=one.uses)) for at, one in entries]
         others = [
-            (at, row(one.seq, one.type, one.ref, process="q", uses=one.uses))
-            for at, one in entries
+            (at, row(one.seq, one.type, one.ref, process="q", uses=one.uses)) for at, one in entries
         ]
         both: list[tuple[int, EventRow]] = []
         left, right = list(mine), list(others)
@@ -84,7 +83,7 @@ class TestProperties:
         """A resource is alive, or gone with the seq of its end, or was never there; never two."""
         for process in fold(entries).processes.values():
             assert not process.resources.keys() & process.gone.keys()
-            ends = {seq for seq in process.gone.values()}
+            ends = set(process.gone.values())
             assert ends <= {one.seq for _, one in entries if one.type == "cleaned_up"}
             assert set(process.resources) <= set(REFS)
 

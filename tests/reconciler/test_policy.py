@@ -22,7 +22,7 @@ class TestSeconds:
     @pytest.mark.parametrize("value", [0, "0", -1, "nan", "inf", "soon", "", [1]])
     def test_refused(self, value: object):
         """0 is refused, and so is everything else that is not a time; the message names the setting."""
-        with pytest.raises(PolicyError, match="session_idle_timeout: .*off"):
+        with pytest.raises(PolicyError, match=r"session_idle_timeout: .*off"):
             Policy.read({"session_idle_timeout": value}, "test")
 
     @pytest.mark.parametrize("value", ["off", "OFF", " off ", None])
