@@ -20,6 +20,8 @@ from reconciler.fold import Attempt, FleetState, ProcessState, target_of
 from reconciler.policy import Policy
 from store.messages import Action, Inventory
 
+_CORRECTION_STAGE = -1
+"""The log is set right first: a ghost that is closed no longer uses anything."""
 _KIND_STAGE = {"session": 0, "runner": 1, "agent": 2}
 _OWNED_STAGE = 3
 ENTRY_STAGE = 1_000_000
@@ -199,7 +201,9 @@ def _teardowns(
             owned[resource.owned_by or ""].append(resource.ref)
     # Whatever is used by something that stays has to stay; that in turn keeps what it uses, and
     # what it owns.
-    kept = [ref for ref in going if any(user not in going for user in users.get(ref, ()))]
+    ghosts = {item.ref for item in ready if item.sort == "ghost"}
+    ending = going.keys() | ghosts
+    kept = [ref for ref in going if any(user not in ending for user in users.get(ref, ()))]
     kept += [ref for owner in late for ref in owned.get(owner, ())]
     while kept:
         ref = kept.pop()
@@ -209,7 +213,6 @@ def _teardowns(
         waiting.append(Waiting(item, 0, "something that uses or owns it is still alive"))
         kept += process.resources[ref].uses
         kept += owned.get(ref, ())
-    ghosts = [item.ref for item in ready if item.sort == "ghost"]
     consequences = _owned_along([*going, *ghosts], process, owned, users, now_ms=now_ms, free=free)
     everything = going | consequences
     stages = _stages(process, everything, users)
@@ -338,13 +341,17 @@ def _hanging(
 def _corrections(ready: list[DriftItem], policy: Policy) -> Iterator[Step]:
     """Ghosts are closed in the log; untracked resources are adopted or torn down, by policy."""
     for item in ready:
+        stage = _CORRECTION_STAGE
         if item.sort == "ghost":
             action = Action.CLOSE_GHOST
-        elif item.sort == "untracked":
-            action = Action.ADOPT if policy.untracked == "adopt" else Action.TEARDOWN
-        else:
+        elif item.sort != "untracked":
             continue
-        yield Step(action, item.process, item.ref, item.seq, item.reason, item.sort, 0)
+        elif policy.untracked == "adopt":
+            action = Action.ADOPT
+        else:
+            action = Action.TEARDOWN
+            stage = _KIND_STAGE.get(item.ref.partition("/")[0], _OWNED_STAGE)
+        yield Step(action, item.process, item.ref, item.seq, item.reason, item.sort, stage)
 
 
 def _entries(
