@@ -55,11 +55,11 @@ class InventoryBook:
     def _toggle(self, lines: dict[int, set[T]], item: T, line: str, *, present: bool) -> None:
         number = hash_of(line)
         bucket = number % BUCKETS
-        content = lines.setdefault(bucket, set())
+        content = lines.get(bucket, set())
         if (item in content) == present:
             return
         if present:
-            content.add(item)
+            lines.setdefault(bucket, content).add(item)
         else:
             content.remove(item)
             if not content:

@@ -105,11 +105,19 @@ def find_drift(
         if inventory is not None and inventory.as_of > process.seq:
             inventory = None
         rss = inventory.rss if inventory is not None else 0
-        orphans += find_orphans(process, policy, now_ms, rss=rss)
+        missing: set[str] = set()
         if inventory is not None:
             dangling += _dangling(process, inventory)
-            ghosts += _ghosts(process, inventory)
+            of_process = list(_ghosts(process, inventory))
+            missing.update(ghost.ref for ghost in of_process)
+            ghosts += of_process
             untracked += _untracked(process, inventory)
+        # What is not there cannot be torn down: it is a ghost, whatever the clock says.
+        orphans += (
+            item
+            for item in find_orphans(process, policy, now_ms, rss=rss)
+            if item.ref not in missing
+        )
     return Drift(tuple(orphans), tuple(dangling), tuple(ghosts), tuple(untracked))
 
 

@@ -170,14 +170,16 @@ class ProcessWatch:
         if summary is None:
             return Drift(orphans)
         as_of = summary.as_of
+        ghosts = {
+            ref: item
+            for ref in self._unheld
+            if (item := ghost_item(self.process, ref, as_of, self._kinds)) is not None
+        }
         return Drift(
-            orphans,
+            # What is not there cannot be torn down: it is a ghost, whatever the clock says.
+            tuple(item for item in orphans if item.ref not in ghosts),
             tuple(self._find_dangling(as_of)),
-            tuple(
-                item
-                for ref in self._unheld
-                if (item := ghost_item(self.process, ref, as_of, self._kinds)) is not None
-            ),
+            tuple(ghosts.values()),
             tuple(
                 item
                 for ref in sorted(self._unknown)
