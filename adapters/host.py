@@ -353,14 +353,14 @@ class Host:
         """The first half of `acquire`; end it with `end_use`."""
         entry = self._alive(ref)
         entry.in_use += 1
-        entry.seq = self.recorder.record("reused", ref, attrs={"in_use": entry.in_use})
+        entry.seq = self.recorder.record("reused", ref, attrs={"in_use": entry.holders})
         return entry
 
     def end_use(self, entry: Entry) -> None:
         """The second half of `acquire`."""
         entry.in_use -= 1
         if self.entries.get(entry.ref) is entry:
-            entry.seq = self.recorder.record("reused", entry.ref, attrs={"in_use": entry.in_use})
+            entry.seq = self.recorder.record("reused", entry.ref, attrs={"in_use": entry.holders})
 
     def keep_alive(self, ref: str, seconds: float) -> None:
         """Asks for a stay: the resource is desired for so many seconds more, though it is idle.
@@ -394,6 +394,10 @@ class Host:
         uses = tuple(registry.uses(id, value)) if registry.uses is not None else None
         owner = registry.owned_by(id, value) if registry.owned_by is not None else None
         entry = Entry(ref, 0, registry, key, value)
+        if registry.used is not None:
+            entry.mark = registry.used(id, value)
+        if registry.in_use is not None and (held := registry.in_use(id, value)):
+            entry.held = attrs["in_use"] = held
         if registry.owned_by is not None and owner is None:
             attrs["awaits_owner"] = True
             self._unowned[ref] = entry
@@ -415,6 +419,30 @@ class Host:
         entry = self.entries.get(ref)
         if entry is not None:
             entry.seq = self.recorder.record("reused", ref)
+
+    def look_at(self, entry: Entry) -> None:
+        """Notes what the service changed in an object itself: its holders, its use, what it uses."""
+        registry = entry.registry
+        if registry is None or (registry.in_use is None and registry.used is None):
+            return
+        if entry.terminating:
+            return  # What its teardown changes in it is not a use.
+        id, held, mark, uses = registry.id(entry.key), entry.held, entry.mark, entry.uses
+        if registry.in_use is not None:
+            held = registry.in_use(id, entry.obj)
+        if registry.used is not None:
+            mark = registry.used(id, entry.obj)
+            if registry.uses is not None:
+                uses = tuple(registry.uses(id, entry.obj))
+        if (held, mark, uses) == (entry.held, entry.mark, entry.uses):
+            return
+        linked = uses if uses != entry.uses else None
+        attrs: dict[str, Scalar] | None = None
+        if held != entry.held:
+            attrs = {"in_use": entry.in_use + held}
+        entry.held, entry.mark = held, mark
+        self._link(entry, linked, None)
+        entry.seq = self.recorder.record("reused", entry.ref, uses=linked, attrs=attrs)
 
     def entry_removed(self, registry: Registry, key: Any, *, reason: str | None = None) -> None:
         """An object left a registry, in this tick."""
@@ -467,7 +495,7 @@ class Host:
             self._users.setdefault(used, {})[entry.ref] = None
 
     def _record_entry(self, type: str, entry: Entry, *, reason: str) -> None:
-        attrs: dict[str, Scalar] = {"in_use": entry.in_use} if entry.in_use else {}
+        attrs: dict[str, Scalar] = {"in_use": entry.holders} if entry.holders else {}
         if entry.ref in self._unowned:
             attrs["awaits_owner"] = True
         registry = entry.registry
@@ -544,6 +572,10 @@ class Host:
         for registry in self.registries:
             if thorough or len(registry) != registry.noted or registry.strays:
                 self._look_behind(registry)
+            if registry.in_use is not None or registry.used is not None:
+                for key in registry:
+                    if (held := self.entries.get(registry.ref(key))) is not None:
+                        self.look_at(held)
         for ref, entry in list(self._unowned.items()):
             holder = entry.registry
             if holder is not None and holder.owned_by is not None and not entry.terminating:

@@ -121,6 +121,11 @@ class Registry(ObservedDict):
         owned_by: the reference that an entry dies with, `(id, object)`; None while it is not known,
             then it is asked again later.
         user: whose an entry is, `(id, object)`, for limits per user.
+        in_use: how many hold an entry acquired by the service's own count, `(id, object)`. It is
+            asked in every rescan, and in the tick in which a teardown is checked.
+        used: a mark that changes with each use that the service notes in the object itself, such as
+            its time of last activity, `(id, object)`. Asked when `in_use` is; what the entry uses
+            is then asked anew, too.
         id: makes the id from the key.
 
     Attributes:
@@ -140,6 +145,8 @@ class Registry(ObservedDict):
         uses: Callable[[str, Any], Iterable[str]] | None = None,
         owned_by: Callable[[str, Any], str | None] | None = None,
         user: Callable[[str, Any], str | None] | None = None,
+        in_use: Callable[[str, Any], int] | None = None,
+        used: Callable[[str, Any], Any] | None = None,
         id: Callable[[Any], str] = str,
     ) -> None:
         super().__init__(content)
@@ -150,6 +157,8 @@ class Registry(ObservedDict):
         self.uses = uses
         self.owned_by = owned_by
         self.user = user
+        self.in_use = in_use
+        self.used = used
         self.id = id
         self.host: Host | None = None
         self.noted = 0
@@ -270,9 +279,13 @@ class Index(ObservedDict):
         An entry that names one resource goes as a whole. A list loses the one item, and goes when
         nothing is left in it, unless its key names something that still lives.
         """
-        for real in [real for real in self._known if str(real) == key]:
+        known = self._known
+        for real in [key] if key in known else [real for real in known if str(real) == key]:
+            if real not in self:
+                continue
             lines = {line for line in self._lines(real, self[real]) if line.target == target}
             if not lines:
+                self._look(real)  # It names something else by now, or nothing.
                 continue
             value = dict.__getitem__(self, real)
             if any(line.whole for line in lines) or not isinstance(value, list | set | tuple):
