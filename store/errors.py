@@ -54,5 +54,17 @@ class PolicyError(ReconcilerError):
     """A policy value that cannot be meant."""
 
 
+class BadMoment(ReconcilerError):
+    """A time, an entry id or a resource that cannot be looked up."""
+
+
 class NotAlive(ReconcilerError):
     """A resource that was to be used is not alive in this process, or is being torn down."""
+
+
+class NotJson(ReconcilerError, ValueError):
+    """A value that was to be stored has no JSON form that reads back as the same value."""
+
+
+class TooLarge(ReconcilerError, ValueError):
+    """Something that was to be stored is larger than the limit that was set."""
