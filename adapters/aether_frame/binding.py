@@ -98,7 +98,8 @@ class Binding:
             used=lambda id, chat: getattr(chat, "last_activity", None),
             user=lambda id, chat: getattr(chat, "user_id", None),
         )  # fmt: skip
-        usage.runners, usage.chats = self.runners or {}, self.chats or {}
+        usage.runners = {} if self.runners is None else self.runners
+        usage.chats = {} if self.chats is None else self.chats
         self.agent_runners = self._keyed_index(
             self.adapter, "_agent_runners", _names_value("runner"), usage.map_agent
         )

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -64,3 +65,13 @@ async def until(condition: Callable[[], bool], what: str, seconds: float = 10.0)
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
         await asyncio.sleep(0.005)
+
+
+async def one_pass(worker: Reconciler) -> dict[str, Any]:
+    """One forced reconciliation by a worker that does nothing else; what it found and did."""
+    await worker.open()
+    await worker.keep_leases()
+    try:
+        return (await worker.reconcile()).as_dict()
+    finally:
+        await worker.release()

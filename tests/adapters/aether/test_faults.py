@@ -10,7 +10,7 @@ import pytest
 from adapters import Host
 from adapters.aether_frame import attach
 from reconciler import Policy, Reconciler
-from tests.adapters.aether.conftest import PATIENT, QUICK, until
+from tests.adapters.aether.conftest import PATIENT, QUICK, one_pass, until
 from tests.adapters.aether.frame import (
     AdkFrameworkAdapter,
     AgentConfig,
@@ -125,10 +125,9 @@ async def test_cleanup_runner_by_the_service_is_a_closed_chain(
     assert connection.closed == 1
     assert not frame.agent_manager._agents
     assert agent in frame._agent_sessions
-    async with reconciling(PATIENT) as worker:
-        await worker.reconcile()
-        assert not frame._agent_sessions
-        assert runner not in frame.runner_manager._runner_locks
+    await one_pass(reconciling(PATIENT))
+    assert not frame._agent_sessions
+    assert runner not in frame.runner_manager._runner_locks
 
 
 async def test_only_what_is_gone_leaves_the_lists_of_session_ids(
@@ -139,8 +138,7 @@ async def test_only_what_is_gone_leaves_the_lists_of_session_ids(
     await ended_chats(frame)
     ((agent, sessions),) = frame._agent_sessions.items()
     assert len(sessions) == 6
-    async with reconciling(PATIENT) as worker:
-        await worker.reconcile()
+    await one_pass(reconciling(PATIENT))
     chat = frame.adk_session_manager.chat_sessions["goes on"]
     assert frame._agent_sessions == {agent: [chat.active_adk_session_id]}
     assert not frame.adk_session_manager._cleared_sessions
@@ -175,15 +173,13 @@ async def test_a_request_whose_runner_was_destroyed_succeeds_after_a_pass(
     frame = AdkFrameworkAdapter()
     attach(host, frame)
     request = await prepare(frame)
-    async with reconciling(PATIENT) as worker:
-        result = (await worker.reconcile()).as_dict()
-        assert {"_agent_runners", "config_to_runner"} <= {d["registry"] for d in result["dangling"]}
-        assert not frame._agent_runners
-        assert await request() == "yes"
-        again = (await worker.reconcile()).as_dict()
-        assert not again["orphans"]
-        assert not again["ghosts"]
-        assert not again["untracked"]
+    result = await one_pass(reconciling(PATIENT))
+    assert {"_agent_runners", "config_to_runner"} <= {d["registry"] for d in result["dangling"]}
+    assert not frame._agent_runners
+    assert await request() == "yes"
+    await one_pass(reconciling(PATIENT))
+    again = await one_pass(reconciling(PATIENT))
+    assert not (again["orphans"] or again["dangling"] or again["ghosts"] or again["untracked"])
     assert len(frame.runner_manager.runners) == 1
 
 
@@ -194,6 +190,7 @@ async def test_a_chat_that_is_used_outlives_its_idle_time(
     attach(host, frame)
     agent = await frame.create(CONFIG)
     runner = frame._agent_runners[agent]
+    await frame.chat(agent, "chat")
     policy = Policy(session_idle_timeout=0.3, runner_idle_timeout=0.1, agent_idle_timeout=0.1)
     async with reconciling(policy):
         ends = asyncio.get_running_loop().time() + 1.5
