@@ -145,10 +145,12 @@ class Usage:
 
     def acquire(self, runner: str, by: int) -> None:
         """A request acquired a runner, or let it go (`by` is 1 or -1)."""
+        before = self.held_sessions(runner)
         count = self.acquired.pop(runner, 0) + by
         if count > 0:
             self.acquired[runner] = count
-        self._note(runner, self.held_sessions(runner))
+        self._held.clear()
+        self._note(runner, before | self.held_sessions(runner))
 
     def run(self, opened: OpenRunner, session: str) -> None:
         """A run began or ended; it may be in a thread of its own."""
@@ -161,7 +163,11 @@ class Usage:
     def _note(self, runner: str, sessions: Iterable[str]) -> None:
         self._held.clear()
         refs = [f"runner/{runner}", f"adk_runner/{runner}"]
-        self._changed([*refs, *(f"session/adk:{session}" for session in sessions)])
+        for session in sessions:
+            refs.append(f"session/adk:{session}")
+            if (chat := self._chat_of.get(session)) is not None:
+                refs.append(f"session/{chat}")
+        self._changed(refs)
 
 
 def part_of(context: Any, name: str) -> Any:

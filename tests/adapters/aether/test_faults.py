@@ -179,7 +179,7 @@ async def test_a_request_whose_runner_was_destroyed_succeeds_after_a_pass(
     assert await request() == "yes"
     await one_pass(reconciling(PATIENT))
     again = await one_pass(reconciling(PATIENT))
-    assert not (again["orphans"] or again["dangling"] or again["ghosts"] or again["untracked"])
+    assert not any(again[sort] for sort in ("orphans", "dangling", "ghosts", "untracked"))
     assert len(frame.runner_manager.runners) == 1
 
 
