@@ -281,6 +281,9 @@ class Binding:
                 del self.configs[config]
 
     def _watch_runner(self, id: str, runner: Any) -> None:
+        if not hasattr(runner, "__dict__"):
+            log.warning("the runner cannot be looked over, nor closed", runner=id)
+            return
         known = getattr(vars(runner).get("close"), "__self__", None)
         if isinstance(known, OpenRunner):
             if known.closed or known.owner == f"runner/{id}":

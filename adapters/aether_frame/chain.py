@@ -44,6 +44,13 @@ class Chain:
     def wrap_methods(self) -> None:
         """Looks over the methods that begin or end something, of these objects alone."""
         binding = self._binding
+        for owner, name in (
+            (binding.adapter, "_mapping_lock"),
+            (binding.adapter, "cleanup_chat_session"),
+            (binding.adapter, "_handle_agent_cleanup"),
+            (binding.runner_manager, "remove_session_from_runner"),
+        ):
+            find(owner, name)  # They are called later; what is missing is said now.
         for owner, name, wrapper in (
             (binding.runner_manager, "cleanup_runner", self._cleanup_runner),
             (binding.runner_manager, "get_or_create_runner", self._get_or_create_runner),
