@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -38,6 +39,9 @@ R = TypeVar("R", Registry, Index)
 
 LEASE_SECONDS = 15.0
 _RESCAN_SECONDS = 1.0
+_LOOKS = 1000
+"""Objects of one registry that one rescan looks at, in turn: it must not hold up the service. What an
+order is about is looked at in any case, when the order is checked."""
 _PUBLISH_SPACING = 0.01
 _RETRY_FIRST, _RETRY_LONGEST = 0.05, 2.0
 _STOP_SECONDS = 5.0
@@ -567,7 +571,7 @@ class Host:
 
     def report(self, request: str) -> None:
         """Looks at the registries themselves, and publishes the inventory as an answer."""
-        self._rescan(thorough=True)
+        self._rescan(thorough=True, looks=sys.maxsize)
         self._answers.append(request)
         self._report_due = True
         self._wake_up()
@@ -597,7 +601,18 @@ class Host:
             if entry.registry is registry and ref not in held:
                 self._book.let_go(ref)
 
-    def _rescan(self, *, thorough: bool = False) -> None:
+    def _look_at_some(self, registry: Registry, looks: int) -> None:
+        """Looks at as many objects of a registry, going on where the last rescan ended."""
+        keys = list(registry)
+        if len(keys) > looks:
+            start = registry.looked % len(keys)
+            registry.looked = start + looks
+            keys = (keys + keys)[start : start + looks]
+        for key in keys:
+            if (entry := self.entries.get(registry.ref(key))) is not None:
+                self.look_at(entry)
+
+    def _rescan(self, *, thorough: bool = False, looks: int = _LOOKS) -> None:
         """Compares the book with the registries themselves, in one tick."""
         for index in self.indexes.values():
             index.rescan()
@@ -605,9 +620,7 @@ class Host:
             if thorough or len(registry) != registry.noted or registry.strays:
                 self._look_behind(registry)
             if registry.in_use is not None or registry.used is not None:
-                for key in registry:
-                    if (held := self.entries.get(registry.ref(key))) is not None:
-                        self.look_at(held)
+                self._look_at_some(registry, looks)
         for ref, entry in list(self._unowned.items()):
             holder = entry.registry
             if holder is not None and holder.owned_by is not None and not entry.terminating:

@@ -121,7 +121,7 @@ class Registry(ObservedDict):
             then it is asked again later.
         user: whose an entry is, `(id, object)`, for limits per user.
         in_use: how many hold an entry acquired by the service's own count, `(id, object)`. It is
-            asked in every rescan, and in the tick in which a teardown is checked.
+            asked from time to time, and in the tick in which a teardown is checked.
         used: a mark that changes with each use that the service notes in the object itself, such as
             its time of last activity, `(id, object)`. Asked when `in_use` is; what the entry uses
             is then asked anew, too.
@@ -136,6 +136,7 @@ class Registry(ObservedDict):
         strays: references held that the host does not know of.
         unclosed: holds what was taken out and is not closed yet, by identity.
         removed: what such an object was, on its way there.
+        looked: how far the host has come in looking at the objects themselves.
     """
 
     def __init__(
@@ -170,6 +171,7 @@ class Registry(ObservedDict):
         self.removed: dict[str, str] = {}
         self.host: Host | None = None
         self.noted = 0
+        self.looked = 0
         self.strays: set[str] = set()
 
     def ref(self, key: Any) -> str:

@@ -69,3 +69,21 @@ async def test_the_log_hears_of_it(host: Host, store: Store, namespace: str) -> 
     await reconciler.reconcile()
     assert resource.in_use == 2
     await reconciler.release()
+
+
+async def test_a_large_registry_is_looked_at_in_turn(host: Host) -> None:
+    """One look takes a thousand objects, the next look the following ones; a report takes all."""
+    workers = {f"{number}": Worker() for number in range(2500)}
+    observe(host, workers)
+
+    def noted() -> int:
+        return sum(entry.mark == workers["0"].last_activity for entry in host.entries.values())
+
+    for moment, looks in ((1.0, [1000, 2000, 2500]), (2.0, [1000])):
+        for worker in workers.values():
+            worker.last_activity = moment
+        for count in looks:
+            host.inventory()
+            assert noted() == count
+    host.report("r-1")
+    assert noted() == 2500
