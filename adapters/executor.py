@@ -42,7 +42,9 @@ class Entry:
         key: under which.
         obj: the very object.
         uses, owned_by: as recorded.
-        in_use: acquired by how many.
+        in_use: acquired by how many, through the host.
+        held: acquired by how many besides, by the service's own count.
+        mark: of its last use, as its registry's `used` tells it.
         terminating: the order that is ending it, or empty.
         heir: the entry of the same object after the service took it out of its registry unclosed.
     """
@@ -55,8 +57,15 @@ class Entry:
     uses: tuple[str, ...] = ()
     owned_by: str | None = None
     in_use: int = 0
+    held: int = 0
+    mark: Any = None
     terminating: str = ""
     heir: Entry | None = None
+
+    @property
+    def holders(self) -> int:
+        """Acquired by how many, by whichever count."""
+        return self.in_use + self.held
 
 
 class Refusal(Exception):
@@ -127,10 +136,11 @@ class Executor:
             raise Refusal("gone: it is not alive in this process")
         if entry.terminating:
             raise Refusal(f"busy: order {entry.terminating} is ending it")
+        self._host.look_at(entry)  # What the service noted in the object itself counts, too.
         if entry.seq != order_seq:
             raise Refusal(f"stale: its last event is seq {entry.seq}, the order knew {order.seq}")
-        if entry.in_use:
-            raise Refusal(f"busy: it is acquired by {entry.in_use}")
+        if entry.holders:
+            raise Refusal(f"busy: it is acquired by {entry.holders}")
         if entry.registry is not None and not self._host.holds(entry):
             raise Refusal("gone: its registry does not hold it, or holds another object")
         if user := self._host.user_of(order.ref):

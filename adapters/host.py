@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -38,6 +39,9 @@ R = TypeVar("R", Registry, Index)
 
 LEASE_SECONDS = 15.0
 _RESCAN_SECONDS = 1.0
+_LOOKS = 1000
+"""Objects of one registry that one rescan looks at, in turn: it must not hold up the service. What an
+order is about is looked at in any case, when the order is checked."""
 _PUBLISH_SPACING = 0.01
 _RETRY_FIRST, _RETRY_LONGEST = 0.05, 2.0
 _STOP_SECONDS = 5.0
@@ -354,7 +358,7 @@ class Host:
         """The first half of `acquire`; end it with `end_use`."""
         entry = self._alive(ref)
         entry.in_use += 1
-        entry.seq = self.recorder.record("reused", ref, attrs={"in_use": entry.in_use})
+        entry.seq = self.recorder.record("reused", ref, attrs={"in_use": entry.holders})
         return entry
 
     def end_use(self, entry: Entry) -> None:
@@ -363,7 +367,7 @@ class Host:
         if entry.heir is not None:
             self.end_use(entry.heir)
         if self.entries.get(entry.ref) is entry:
-            entry.seq = self.recorder.record("reused", entry.ref, attrs={"in_use": entry.in_use})
+            entry.seq = self.recorder.record("reused", entry.ref, attrs={"in_use": entry.holders})
 
     def keep_alive(self, ref: str, seconds: float) -> None:
         """Asks for a stay: the resource is desired for so many seconds more, though it is idle.
@@ -407,6 +411,10 @@ class Host:
             # What was acquired, used or owned was the other object: the log must not mix them up.
             self.forget(stale, reason="another object came under its reference")
         entry = Entry(ref, 0, registry, key, value)
+        if registry.used is not None:
+            entry.mark = registry.used(id, value)
+        if registry.in_use is not None and (held := registry.in_use(id, value)):
+            entry.held = attrs["in_use"] = held
         if registry.owned_by is not None and owner is None:
             attrs["awaits_owner"] = True
             self._unowned[ref] = entry
@@ -429,6 +437,30 @@ class Host:
         entry = self.entries.get(ref)
         if entry is not None:
             entry.seq = self.recorder.record("reused", ref)
+
+    def look_at(self, entry: Entry) -> None:
+        """Notes what the service changed in an object itself: its holders, its use, what it uses."""
+        registry = entry.registry
+        if registry is None or (registry.in_use is None and registry.used is None):
+            return
+        if entry.terminating:
+            return  # What its teardown changes in it is not a use.
+        id, held, mark, uses = registry.id(entry.key), entry.held, entry.mark, entry.uses
+        if registry.in_use is not None:
+            held = registry.in_use(id, entry.obj)
+        if registry.used is not None:
+            mark = registry.used(id, entry.obj)
+            if registry.uses is not None:
+                uses = tuple(registry.uses(id, entry.obj))
+        if (held, mark, uses) == (entry.held, entry.mark, entry.uses):
+            return
+        linked = uses if uses != entry.uses else None
+        attrs: dict[str, Scalar] | None = None
+        if held != entry.held:
+            attrs = {"in_use": entry.in_use + held}
+        entry.held, entry.mark = held, mark
+        self._link(entry, linked, None)
+        entry.seq = self.recorder.record("reused", entry.ref, uses=linked, attrs=attrs)
 
     def entry_removed(
         self, registry: Registry, key: Any, value: Any, *, reason: str | None = None
@@ -508,7 +540,7 @@ class Host:
             self._users.setdefault(used, {})[entry.ref] = None
 
     def _record_entry(self, type: str, entry: Entry, *, reason: str) -> None:
-        attrs: dict[str, Scalar] = {"in_use": entry.in_use} if entry.in_use else {}
+        attrs: dict[str, Scalar] = {"in_use": entry.holders} if entry.holders else {}
         if entry.ref in self._unowned:
             attrs["awaits_owner"] = True
         registry = entry.registry
@@ -548,7 +580,7 @@ class Host:
 
     def report(self, request: str) -> None:
         """Looks at the registries themselves, and publishes the inventory as an answer."""
-        self._rescan(thorough=True)
+        self._rescan(thorough=True, looks=sys.maxsize)
         self._answers.append(request)
         self._report_due = True
         self._wake_up()
@@ -583,7 +615,18 @@ class Host:
             if entry.registry is registry and ref not in held:
                 self._book.let_go(ref)
 
-    def _rescan(self, *, thorough: bool = False) -> None:
+    def _look_at_some(self, registry: Registry, looks: int) -> None:
+        """Looks at as many objects of a registry, going on where the last rescan ended."""
+        keys = list(registry)
+        if len(keys) > looks:
+            start = registry.looked % len(keys)
+            registry.looked = start + looks
+            keys = (keys + keys)[start : start + looks]
+        for key in keys:
+            if (entry := self.entries.get(registry.ref(key))) is not None:
+                self.look_at(entry)
+
+    def _rescan(self, *, thorough: bool = False, looks: int = _LOOKS) -> None:
         """Compares the book with the registries themselves, in one tick."""
         for index in self.indexes.values():
             with _noted(index.name):
@@ -592,6 +635,9 @@ class Host:
             if thorough or len(registry) != registry.noted or registry.strays:
                 with _noted(registry.name):
                     self._look_behind(registry)
+            if registry.in_use is not None or registry.used is not None:
+                with _noted(registry.name):
+                    self._look_at_some(registry, looks)
         for ref, entry in list(self._unowned.items()):
             holder = entry.registry
             if holder is not None and holder.owned_by is not None and not entry.terminating:

@@ -128,6 +128,11 @@ class Registry(ObservedDict):
         owned_by: the reference that an entry dies with, `(id, object)`; None while it is not known,
             then it is asked again later.
         user: whose an entry is, `(id, object)`, for limits per user.
+        in_use: how many hold an entry acquired by the service's own count, `(id, object)`. It is
+            asked from time to time, and in the tick in which a teardown is checked.
+        used: a mark that changes with each use that the service notes in the object itself, such as
+            its time of last activity, `(id, object)`. Asked when `in_use` is; what the entry uses
+            is then asked anew, too.
         close_removed: what closes an object that the service takes out of the registry without
             closing it, `(id, object)`; True calls its own `aclose` or `close`. Until it is closed
             it counts as a resource of kind `unclosed_<kind>`. None leaves that to the service.
@@ -139,6 +144,7 @@ class Registry(ObservedDict):
         strays: references held that the host does not know of.
         unclosed: holds what was taken out and is not closed yet, by identity.
         removed: what such an object was, on its way there.
+        looked: how far the host has come in looking at the objects themselves.
     """
 
     def __init__(
@@ -152,6 +158,8 @@ class Registry(ObservedDict):
         uses: Callable[[str, Any], Iterable[str]] | None = None,
         owned_by: Callable[[str, Any], str | None] | None = None,
         user: Callable[[str, Any], str | None] | None = None,
+        in_use: Callable[[str, Any], int] | None = None,
+        used: Callable[[str, Any], Any] | None = None,
         close_removed: Teardown | Literal[True] | None = None,
         id: Callable[[Any], str] = str,
     ) -> None:
@@ -163,12 +171,15 @@ class Registry(ObservedDict):
         self.uses = uses
         self.owned_by = owned_by
         self.user = user
+        self.in_use = in_use
+        self.used = used
         self.id = id
         self.close_removed = close_removed
         self.unclosed: Registry | None = None
         self.removed: dict[str, str] = {}
         self.host: Host | None = None
         self.noted = 0
+        self.looked = 0
         self.strays: set[str] = set()
 
     def ref(self, key: Any) -> str:
@@ -292,12 +303,14 @@ class Index(ObservedDict):
             ValueError: the entry names the target, and nothing in its value can be told to do so.
         """
         dropped = False
-        for real in [real for real in self if str(real) == key]:
+        for real in [key] if key in self else [real for real in self if str(real) == key]:
             value = dict.__getitem__(self, real)
             lines = {line for line in self._lines(real, value) if line.target == target}
             if lines:
                 self._drop_one(real, value, target, whole=any(line.whole for line in lines))
                 dropped = True
+            else:
+                self._look(real)  # It names something else by now, or nothing.
         return dropped
 
     def _drop_one(self, key: Any, value: Any, target: str, *, whole: bool) -> None:
