@@ -236,6 +236,7 @@ class Index(ObservedDict):
         self._targets = targets
         self.host: Host | None = None
         self._known: dict[Any, frozenset[IndexEntry]] = {}
+        self._only_text_keys = all(isinstance(key, str) for key in self)
 
     def _lines(self, key: Any, value: Any) -> frozenset[IndexEntry]:
         # What cannot be a reference names nothing that ever lived.
@@ -264,6 +265,7 @@ class Index(ObservedDict):
 
     def _look(self, key: Any) -> None:
         """Brings the inventory up to date with what the entry under `key` names now."""
+        self._only_text_keys = self._only_text_keys and isinstance(key, str)
         if self.host is None:
             return
         before = self._known.get(key, frozenset())
@@ -303,7 +305,9 @@ class Index(ObservedDict):
             ValueError: the entry names the target, and nothing in its value can be told to do so.
         """
         dropped = False
-        for real in [key] if key in self else [real for real in self if str(real) == key]:
+        # Keys come as text; with other keys in it, several may look the same.
+        alike = [key] if self._only_text_keys else [real for real in self if str(real) == key]
+        for real in [real for real in alike if real in self]:
             value = dict.__getitem__(self, real)
             lines = {line for line in self._lines(real, value) if line.target == target}
             if lines:
