@@ -138,6 +138,10 @@ class Usage:
 
     def _last_activity(self, session: str) -> float:
         chat = self.chats.get(self._chat_of.get(session))
+        if chat is None:
+            # A chat is told its session after it was put into its dict, and nobody is told of that.
+            of_session = (c for c in self.chats.values() if _session_of(c) == session)
+            chat = next(of_session, None)
         moment = getattr(chat, "last_activity", None)
         return moment.timestamp() if isinstance(moment, datetime) else 0.0
 
@@ -168,6 +172,10 @@ class Usage:
             if (chat := self._chat_of.get(session)) is not None:
                 refs.append(f"session/{chat}")
         self._changed(refs)
+
+
+def _session_of(chat: Any) -> Any:
+    return getattr(chat, "active_adk_session_id", None)
 
 
 def part_of(context: Any, name: str) -> Any:
