@@ -23,6 +23,15 @@ def clock(ms: int) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{ms % 1000:03d}"
 
 
+def span(ms: float) -> str:
+    """A span of time for people."""
+    seconds = ms / 1000
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{max(ms, 0):.0f} ms"
+
+
 def check_past(until: tuple[int, int], now_ms: int, what: str = "--at") -> None:
     """Raises BadMoment when a moment has not come yet."""
     if until[0] > now_ms:

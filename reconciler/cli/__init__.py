@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from reconciler import logs
 from reconciler.cli.demo import demo
+from reconciler.cli.explain import explain
 from reconciler.cli.log import log
 from reconciler.cli.reconcile import reconcile
 from reconciler.cli.replay import replay
@@ -36,7 +37,7 @@ def cli() -> None:
     logs.configure(level=logging.ERROR)
 
 
-for command in (demo, worker, reconcile, status, log, replay):
+for command in (demo, worker, reconcile, status, log, replay, explain):
     cli.add_command(command)
 
 

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from reconciler.fleet import Progress as Tell
 from reconciler.moment import clock
+from reconciler.moment import span as ago
 
 __all__ = ["ago", "clock", "console", "emit", "reading", "size", "table"]
 
@@ -56,15 +57,6 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     for row in rows:
         made.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     return made
-
-
-def ago(ms: float) -> str:
-    """A span of time for people."""
-    seconds = ms / 1000
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.1f} s"
 
 
 def size(number: int) -> str:
