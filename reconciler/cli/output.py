@@ -15,6 +15,8 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -64,6 +66,13 @@ def size(number: int) -> str:
     return f"{number / 2**20:.1f} MiB"
 
 
+class _Rate(ProgressColumn):
+    """Entries a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f}/s", style="dim")
+
+
 @contextmanager
 def reading(total: int) -> Iterator[Tell]:
     """A progress bar over entries read, on a terminal; silent in a pipe and for short logs."""
@@ -74,6 +83,7 @@ def reading(total: int) -> Iterator[Tell]:
         TextColumn("reading the log"),
         BarColumn(),
         MofNCompleteColumn(),
+        _Rate(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
