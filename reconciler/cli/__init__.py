@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from reconciler import logs
 from reconciler.cli.demo import demo
+from reconciler.cli.doctor import doctor
 from reconciler.cli.explain import explain
 from reconciler.cli.log import log
 from reconciler.cli.reconcile import reconcile
@@ -37,7 +38,7 @@ def cli() -> None:
     logs.configure(level=logging.ERROR)
 
 
-for command in (demo, worker, reconcile, status, log, replay, explain):
+for command in (demo, worker, reconcile, status, log, replay, explain, doctor):
     cli.add_command(command)
 
 
