@@ -11,8 +11,9 @@ import click
 
 from reconciler.cli.options import common, opened
 from reconciler.cli.output import console, emit, reading
+from reconciler.describe_life import describe_explanation
 from reconciler.drift import find_drift
-from reconciler.explanation import Around, Explanation, describe_explanation
+from reconciler.explanation import Around, Explanation
 from reconciler.explanation import explain as explain_life
 from reconciler.fleet import Progress, recorded_policy
 from reconciler.fold import FleetState

@@ -7,7 +7,7 @@ from typing import Any
 
 from reconciler.changes import Change, Changes
 from reconciler.cli.output import ago, clock, console, table
-from reconciler.explanation import describe_life
+from reconciler.describe_life import describe_life
 from reconciler.fold import FleetState
 from reconciler.life import Life
 
@@ -94,7 +94,8 @@ def show_changes(changes: Changes, bounds: tuple[int | None, int]) -> None:
         for kind in kinds
     ]  # fmt: skip
     columns = ["kind", "before#", "appeared#", "went#", "after#", "refused#", "failed#"]
-    out.print(table(title, columns, rows))
+    out.print(title, soft_wrap=True)
+    out.print(table("", columns, rows))
     rows = [
         (kind, count, reason)
         for kind, why in sorted(changes.went.items())
@@ -145,7 +146,7 @@ def _show_life(life: Life, at_ms: int) -> None:
     facts = [("made", made), ("user", life.user), ("uses", ", ".join(life.uses))]
     keepers = [life.owned_by, *life.users] if end is None else [life.owned_by]
     facts.append(("kept alive by", ", ".join(filter(None, keepers))))
-    facts.append(("used", f"{life.use_count} times" if life.use_count else "never"))
+    facts.append(("used", _times(life.use_count)))
     for user in [*life.users_ended, *life.users.values()][-_SHOWN:]:
         to = f"to {clock(user.until_ms)}" if user.until_ms is not None else "and on"
         facts.append(("used by", f"{user.ref}, {clock(user.since_ms)} {to}"))
@@ -158,7 +159,11 @@ def _show_life(life: Life, at_ms: int) -> None:
         )
     if end is not None:
         order = f" by order {end.order_id}" if end.order_id else ""
-        facts.append(("ended", f"{end.type}{order}: {end.reason}"))
+        facts.append(("ended", f"{end.type}{order}: {end.reason or 'without a reason'}"))
     for name, value in facts:
         if value:
             out.print(f"  {name:<14}{value}", soft_wrap=True)
+
+
+def _times(count: int) -> str:
+    return {0: "never", 1: "once"}.get(count, f"{count} times")

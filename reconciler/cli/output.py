@@ -47,7 +47,7 @@ def emit(value: Any) -> None:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     """A table; columns whose name ends in # are numbers."""
     made = Table(
-        title=title,
+        title=title or None,
         title_justify="left",
         title_style="bold",
         header_style="bold",
