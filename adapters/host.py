@@ -27,7 +27,7 @@ from adapters.logs import get_logger
 from adapters.recorder import Recorder
 from adapters.registry import Index, ObservedDict, Registry, Teardown, observable
 from store.channel import HostChannel
-from store.connection import Store, Unavailable, check_cancelled, connect
+from store.connection import Store, Unavailable, check_cancelled, connect, end_tasks
 from store.errors import Fenced, NotAlive, SequenceGap
 from store.event import Scalar, is_ref, process_id
 from store.log import EventLog
@@ -193,9 +193,7 @@ class Host:
         tasks, self._tasks = self._tasks, []
         if not tasks:
             return
-        for task in [*tasks, *self._executing]:
-            task.cancel()
-        await asyncio.gather(*tasks, *self._executing, return_exceptions=True)
+        await end_tasks([*tasks, *self._executing])
         self.recorder.record("process_stopped", f"process/{self.process}", reason="closed")
         try:
             async with asyncio.timeout(_STOP_SECONDS):

@@ -21,7 +21,7 @@ from typing import Any, Self
 import structlog
 
 from reconciler.drift import Drift, find_drift
-from reconciler.fold import ProcessState
+from reconciler.fold import ProcessState, target_of
 from reconciler.metrics import Metrics
 from reconciler.plan import Plan, Step, Waiting, make_plan
 from reconciler.policy import Policy
@@ -29,7 +29,7 @@ from reconciler.result import Result
 from reconciler.tail import Tail
 from reconciler.watch import ProcessWatch, Watches
 from store.channel import Inbox, InventoryReader, WorkerChannel, answer
-from store.connection import BLOCK_MS, Store, Unavailable, check_cancelled
+from store.connection import BLOCK_MS, Store, Unavailable, check_cancelled, end_tasks
 from store.errors import Fenced, ReconcilerError, SequenceGap, UnknownProcess
 from store.event import EventRow, Scalar, process_id
 from store.lease import HeldByOther, Lease, release_lease, take_lease
@@ -40,6 +40,7 @@ from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
 log = structlog.get_logger("reconciler")
 
 LEASE_SECONDS = 10.0
+_OUTCOMES = frozenset({"cleaned_up", "adopted", "cleanup_failed", "cleanup_refused"})
 _FRESH_SECONDS = 3.0
 _OUTCOME_GRACE = 5.0
 _PASS_SPACING = 0.002
@@ -118,13 +119,13 @@ class Reconciler:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        self._running.cancel()
-        await asyncio.gather(self._running, return_exceptions=True)
+        await end_tasks([self._running])
 
     async def run(self) -> None:
         """Takes leases and reconciles, until it is cancelled; then gives the leases back."""
         try:
             await self.keep_leases()
+            check_cancelled()
             async with asyncio.TaskGroup() as group:
                 for work in (self._follow, self._listen, self._reconcile_changes, self._keep):
                     group.create_task(work(), name=f"reconciler {work.__name__}")
@@ -228,7 +229,9 @@ class Reconciler:
             self._touch([process])
         if event.order_id is not None and event.order_id in self._sent:
             step, outcome = self._sent[event.order_id]
-            if event.type in {"cleaned_up", "adopted", "cleanup_failed", "cleanup_refused"}:
+            # What went along with it carries the order's id, too, and is not its outcome.
+            mine = event.ref == step.ref and (event.attrs or {}).get("registry") == step.registry
+            if mine and event.type in _OUTCOMES:
                 del self._sent[event.order_id]
                 self._count(step, event, at_ms)
                 if not outcome.done():
@@ -239,7 +242,6 @@ class Reconciler:
         kind = step.ref.partition("/")[0] if step.registry is None else "index_entry"
         self.metrics.teardowns.labels(kind, step.sort, outcome).inc()
         if outcome == "done":
-            self._stuck.discard((step.process, step.target))
             if step.since_ms:
                 self.metrics.teardown_seconds.observe(max(0, at_ms - step.since_ms) / 1000)
         elif outcome == "failed":
@@ -261,8 +263,6 @@ class Reconciler:
             except Unavailable:
                 await asyncio.sleep(0.2)
                 continue
-            if not notes and not self._channels:
-                await asyncio.sleep(0.2)
             news = {n.process for _, n in notes if n.process and n.kind == "inventory"}
             self._news |= news
             self._touch(news)
@@ -361,7 +361,7 @@ class Reconciler:
             drift, plan = self._look(chosen)
             await self._send(plan.due)
             self._plan_next(chosen, plan)
-            self._report_stuck(plan.waiting)
+            self._report_stuck(plan.stuck)
             self._count_drift(chosen, drift, plan)
             self.metrics.pass_seconds.observe(time.perf_counter() - began)
             return plan
@@ -473,10 +473,18 @@ class Reconciler:
             else:
                 self._due.pop(name, None)
 
-    def _report_stuck(self, waiting: Iterable[Waiting]) -> None:
-        for one in waiting:
-            name = (one.item.process, f"{one.item.ref} {one.item.registry} {one.item.key}")
-            if one.stuck and name not in self._stuck:
+    def _report_stuck(self, stuck: Iterable[Waiting]) -> None:
+        """Says once of each what is stuck, and forgets what has gone since, whoever ended it."""
+        processes = self.tail.state.processes
+        self._stuck = {
+            (process, target)
+            for process, target in self._stuck
+            if process in processes and target in processes[process].attempts
+        }
+        for one in stuck:
+            item = one.item
+            name = (item.process, target_of(item.ref, item.registry, item.key))
+            if name not in self._stuck:
                 self._stuck.add(name)
                 log.error(
                     "teardown stuck: somebody should look",
@@ -561,8 +569,7 @@ class Reconciler:
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end_tasks([task])
 
     async def _ask_report(self, processes: Sequence[str], result: Result) -> None:
         """Has each host look at its registries themselves, and waits for what they say."""

@@ -55,9 +55,10 @@ class Tail:
     async def catch_up(self, partitions: Iterable[int] | None = None) -> None:
         """Folds everything up to the present end."""
         for partition in list(self.positions) if partitions is None else partitions:
-            while True:
-                page = await self._log.page(partition, self.positions[partition])
-                await self._absorb(page)
+            # A partition can be given up while its page is on the way.
+            while (position := self.positions.get(partition)) is not None:
+                page = await self._log.page(partition, position)
+                await self._absorb(page, position)
                 if len(page.rows) + len(page.malformed) < PAGE:
                     break
                 await asyncio.sleep(0)  # A long history must not starve the lease.
@@ -67,16 +68,20 @@ class Tail:
         if not self.positions:
             await asyncio.sleep(block_ms / 1000)
             return False
-        answer = await self._log.wait(dict(self.positions), block_ms=block_ms)
+        asked = dict(self.positions)
+        answer = await self._log.wait(asked, block_ms=block_ms)
         for partition, raw in answer:
-            if partition in self.positions:
-                await self._absorb(parse_page(partition, raw, self.positions[partition]))
+            await self._absorb(parse_page(partition, raw, asked[partition]), asked[partition])
         return bool(answer)
 
-    async def _absorb(self, page: Page) -> None:
+    async def _absorb(self, page: Page, after: str) -> None:
+        """Folds a page that was read from the position `after` on."""
         partition, metrics, state = page.partition, self._metrics, self.state
+        if partition not in self.positions:
+            return
         position = id_key(self.positions[partition])
-        if id_key(page.position) <= position:
+        # When the partition was given up and begun anew meanwhile, what lies before is not folded.
+        if id_key(after) > position or id_key(page.position) <= position:
             return
         for entry_id, row in page.rows:
             key = id_key(entry_id)

@@ -304,6 +304,7 @@ class Inbox:
         """Waits for notes: (partition, note). What is malformed is passed over."""
         keys = {self._namespace.keys.partition(p).inbox: p for p in self._positions}
         if not keys:
+            await asyncio.sleep(min(block_ms, 200) / 1000)  # Whoever calls in a loop must not spin.
             return []
         answer = await read_streams(
             self._namespace.store, {key: self._positions[p] for key, p in keys.items()}, block_ms
