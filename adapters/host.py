@@ -155,6 +155,11 @@ class Host:
         """The id of this incarnation."""
         return self.recorder.process
 
+    @property
+    def unpublished(self) -> bool:
+        """The inventory has changed since it was last published."""
+        return self._book.dirty or self._report_due
+
     async def start(self) -> Self:
         """Connects, announces the process and begins its tasks; see `connect` for what it raises."""
         self._loop = asyncio.get_running_loop()
@@ -695,7 +700,7 @@ class Host:
             self._awake = False
             first, payloads = self.recorder.batch()
             whole = len(payloads) == len(self.recorder)
-            publish = whole and (self._book.dirty or self._report_due)
+            publish = whole and self.unpublished
             if not payloads and not publish:
                 return
             if publish and (wait := self._last_publish + _PUBLISH_SPACING - time.monotonic()) > 0:

@@ -250,6 +250,11 @@ class Reconciler:
                 ref=step.ref, process=step.process, order_id=event.order_id, reason=event.reason,
             )  # fmt: skip
 
+    def hear_of(self, processes: Iterable[str]) -> None:
+        """The inventories of these may have changed."""
+        self._news.update(processes)
+        self._touch(processes)
+
     def _touch(self, processes: Iterable[str]) -> None:
         self._changed.update(processes)
         self._wake.set()
@@ -264,8 +269,7 @@ class Reconciler:
                 await asyncio.sleep(0.2)
                 continue
             news = {n.process for _, n in notes if n.process and n.kind == "inventory"}
-            self._news |= news
-            self._touch(news)
+            self.hear_of(news)
             for partition, note in notes:
                 if note.kind == "reconcile" and note.request is not None:
                     task = asyncio.create_task(self._answer(partition, note))
@@ -319,8 +323,7 @@ class Reconciler:
 
     async def full_pass(self) -> None:
         """Looks at every process, whatever has or has not been heard of it."""
-        self._news.update(self.tail.state.processes)
-        self._touch(self.tail.state.processes)
+        self.hear_of(self.tail.state.processes)
 
     async def _keep(self) -> None:
         """Keeps the leases, and closes processes whose own lease has lapsed."""
