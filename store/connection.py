@@ -144,6 +144,8 @@ class Store:
                 health_check_interval=30,
                 retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), 3),
                 client_name="agent-reconciler",
+                # A blocking read keeps a connection; many hosts may share one store.
+                max_connections=2**16,
                 protocol=2,
             )
         except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from tests.support import RedisProcess, remove_folder, short_folder
 settings.register_profile(
     "project",
     deadline=None,
+    # Enough at each run; `HYPOTHESIS_EXAMPLES=2000 make test` looks longer.
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "40")),
     suppress_health_check=[HealthCheck.too_slow],
     print_blob=True,
     # Without `explain`, which traces every line and takes minutes for graphs.

@@ -249,7 +249,8 @@ class TestForcedPass:
     ):
         """A dry run changes nothing, and lists exactly what the run after it then does."""
         await self.leak(service)
-        reconciler = await start(run=False, untracked=untracked, session_idle_timeout=0.4)
+        # Long enough that what is adopted in the run is not idle before the run has ended.
+        reconciler = await start(run=False, untracked=untracked, session_idle_timeout=2.0)
         await eventually(lambda: len(service.host.recorder) == 0)
 
         async def idle() -> bool:
