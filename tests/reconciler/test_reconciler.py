@@ -12,6 +12,7 @@ import pytest
 import reconciler.reconciler as reconciler_module
 from adapters import Host
 from reconciler import Policy, Reconciler
+from reconciler.fold import ProcessState, Resource
 from store import EventLog, Store, UnknownProcess
 from store.channel import ask
 from store.connection import end_tasks
@@ -249,14 +250,12 @@ class TestForcedPass:
     ):
         """A dry run changes nothing, and lists exactly what the run after it then does."""
         await self.leak(service)
-        reconciler = await start(run=False, untracked=untracked, session_idle_timeout=0.4)
+
+        def unwanted(resource: Resource, process: ProcessState, now_ms: int) -> str | None:
+            return "unwanted" if resource.ref in {"session/s1", "session/s2"} else None
+
+        reconciler = await start(run=False, untracked=untracked, rules=(unwanted,))
         await eventually(lambda: len(service.host.recorder) == 0)
-
-        async def idle() -> bool:
-            result = await reconciler.reconcile(dry_run=True)
-            return len(result.as_dict()["orphans"]) >= 2
-
-        await eventually(idle)
         before = (service.held, await story(log))
         dry = (await reconciler.reconcile(dry_run=True)).as_dict()
         assert (service.held, await story(log)) == before
