@@ -9,7 +9,7 @@ is a resource whose moment has passed; what would end it, and when, is the same 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from math import inf
 
 from reconciler.fold import ProcessState, Resource
@@ -49,8 +49,8 @@ def desired_until(process: ProcessState, policy: Policy) -> dict[str, float]:
     """Until when each resource of a process is desired, in ms of Redis time; `inf` is for ever.
 
     Resources are taken in an order in which what keeps a thing alive comes before the thing. Where
-    uses go round in a circle there is no such order; the members of the circle, and what hangs on
-    it, then live as long as the longest-lived among them.
+    uses go round in a circle there is no such order; the members of the circle then live as long as
+    the longest-lived among them.
     """
     resources = process.resources
     kept_by: dict[str, int] = dict.fromkeys(resources, 0)
@@ -79,9 +79,40 @@ def desired_until(process: ProcessState, policy: Policy) -> dict[str, float]:
             if kept_by[kept] == 0:
                 ready.append(kept)
     if kept_by:
-        longest = max(until[ref] + (policy.idle_ms(resources[ref].kind) or 0.0) for ref in kept_by)
-        until.update(dict.fromkeys(kept_by, longest))
+        keepers: dict[str, dict[str, float]] = {ref: {} for ref in kept_by}
+        for ref in kept_by:
+            for kept, after in keeps[ref]:
+                hop = after if after != inf else 0.0
+                keepers[kept][ref] = max(hop, keepers[kept].get(ref, 0.0))
+        later = hanging(set(kept_by), keepers)
+        circle = kept_by.keys() - set(later)
+        longest = max(until[ref] + (policy.idle_ms(resources[ref].kind) or 0.0) for ref in circle)
+        until.update(dict.fromkeys(circle, longest))
+        for ref in later:
+            until[ref] = max(until[ref], *(until[k] + hop for k, hop in keepers[ref].items()))
     return until
+
+
+def hanging(tangled: Set[str], before: Mapping[str, Iterable[str]]) -> list[str]:
+    """What comes after circles without being in one, or between two, in order.
+
+    Args:
+        tangled: what is in circles, and all that comes after them.
+        before: what comes immediately before each of those.
+    """
+    following = dict.fromkeys(tangled, 0)
+    for ref in tangled:
+        for one in before[ref]:
+            if one in following:
+                following[one] += 1
+    ends = [ref for ref, count in following.items() if count == 0]
+    for ref in ends:  # It grows meanwhile.
+        for one in before[ref]:
+            if one in following:
+                following[one] -= 1
+                if following[one] == 0:
+                    ends.append(one)
+    return ends[::-1]
 
 
 def why_undesired(resource: Resource, process: ProcessState, policy: Policy, now_ms: int) -> str:
