@@ -16,7 +16,8 @@ from store import EventLog, Store, connect
 from tests.support import RedisProcess, remove_folder, short_folder
 
 settings.register_profile(
-    "project",
+    "quick",
+    max_examples=50,
     deadline=None,
     # Enough at each run; `HYPOTHESIS_EXAMPLES=2000 make test` looks longer.
     max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "40")),
@@ -25,7 +26,8 @@ settings.register_profile(
     # Without `explain`, which traces every line and takes minutes for graphs.
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink],
 )
-settings.load_profile("project")
+settings.register_profile("thorough", settings.get_profile("quick"), max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 @pytest.fixture(scope="session")
