@@ -330,12 +330,27 @@ def _stages(
                 free.append(following)
     circle = {ref for ref, count in before.items() if count}
     if circle:
-        later = hanging(circle, earlier)
-        circle.difference_update(later)
+        hanging = _hanging(circle, earlier, after)
+        circle.difference_update(hanging)
         stages.update(dict.fromkeys(circle, max(stages[ref] for ref in circle)))
-        for ref in later:
+        for ref in hanging:
             stages[ref] = max(stages[ref], 1 + max(stages[one] for one in earlier[ref]))
     return stages
+
+
+def _hanging(
+    tangled: set[str], earlier: Mapping[str, Sequence[str]], after: Mapping[str, list[str]]
+) -> list[str]:
+    """What comes after circles without being in one, or between two; in the order of teardown."""
+    following = {ref: sum(one in tangled for one in after.get(ref, ())) for ref in tangled}
+    ends = [ref for ref, count in following.items() if count == 0]
+    for ref in ends:  # It grows meanwhile.
+        for one in earlier[ref]:
+            if one in following:
+                following[one] -= 1
+                if following[one] == 0:
+                    ends.append(one)
+    return ends[::-1]
 
 
 def _corrections(ready: list[DriftItem], policy: Policy) -> Iterator[Step]:

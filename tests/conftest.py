@@ -19,8 +19,6 @@ settings.register_profile(
     "quick",
     max_examples=50,
     deadline=None,
-    # Enough at each run; `HYPOTHESIS_EXAMPLES=2000 make test` looks longer.
-    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "40")),
     suppress_health_check=[HealthCheck.too_slow],
     print_blob=True,
     # Without `explain`, which traces every line and takes minutes for graphs.

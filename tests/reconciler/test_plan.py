@@ -13,7 +13,7 @@ from reconciler.fold import Attempt, ProcessState, fold
 from reconciler.plan import ENTRY_STAGE, retry_at
 from store.event import EventRow
 from store.messages import Action, IndexEntry, Inventory
-from tests.reconciler.model import NOW, P, apply, histories, inventories, users_of
+from tests.reconciler.model import NOW, REFS, P, apply, histories, inventories, users_of
 from tests.support import row
 
 policies = st.builds(

@@ -12,7 +12,6 @@ import pytest
 import reconciler.reconciler as reconciler_module
 from adapters import Host
 from reconciler import Policy, Reconciler
-from reconciler.fold import ProcessState, Resource
 from store import EventLog, Store, UnknownProcess
 from store.channel import ask
 from store.connection import end_tasks
