@@ -59,7 +59,7 @@ class Entry:
 
 
 class Refusal(Exception):
-    """A precondition does not hold: `stale`, `gone` or `busy`, and why."""
+    """A precondition does not hold: `stale`, `gone` or `busy`, and why. A teardown may raise it."""
 
 
 class Executor:
@@ -68,6 +68,7 @@ class Executor:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._hanging: set[asyncio.Task[None]] = set()
+        self._untracked: dict[str, Entry] = {}
 
     async def execute(self, orders: Sequence[Order]) -> None:
         """Carries out orders that came together: stage by stage, those of one stage side by side."""
@@ -114,15 +115,14 @@ class Executor:
         """
         entry = self._host.entries.get(order.ref)
         if entry is None and order.seq == 0:
-            entry = self._host.adopt(order.ref)  # It was untracked, and the policy says to end it.
-            order_seq = entry.seq if entry else 0
-        else:
-            order_seq = order.seq
+            # It is untracked, and the policy says to end it. It stays untracked until it has gone:
+            # adopting it first would make it desired if its teardown failed.
+            entry = self._untracked.get(order.ref) or self._host.untracked(order.ref)
         if entry is None:
             raise Refusal("gone: it is not alive in this process")
         if entry.terminating:
             raise Refusal(f"busy: order {entry.terminating} is ending it")
-        if entry.seq != order_seq:
+        if entry.seq != order.seq:
             raise Refusal(f"stale: its last event is seq {entry.seq}, the order knew {order.seq}")
         if entry.in_use:
             raise Refusal(f"busy: it is acquired by {entry.in_use}")
@@ -138,14 +138,25 @@ class Executor:
 
     async def _teardown(self, order: Order) -> None:
         entry = self._check(order)
+        untracked = entry.seq == 0
+        if untracked:
+            self._untracked[order.ref] = entry
         try:
             await self._bounded(self._end(entry, order), order.timeout)
+            if untracked:
+                self._outcome("cleaned_up", order, order.reason)
+        except Refusal:
+            entry.terminating = ""
+            raise
         except Exception as error:
             if self._host.entries.get(order.ref) is entry:
                 entry.terminating = ""
             reason = str(error) or type(error).__name__
             log.warning("teardown failed", ref=order.ref, order_id=order.id, reason=reason)
             self._outcome("cleanup_failed", order, reason)
+        finally:
+            if untracked:
+                del self._untracked[order.ref]
 
     async def _end(self, entry: Entry, order: Order) -> None:
         registry = entry.registry
@@ -165,7 +176,9 @@ class Executor:
                     f"it stays, its recovery record was not saved: {error}"
                 ) from error
         await _call(registry.teardown or close, id, entry.obj)
-        if self._host.entries.get(entry.ref) is entry:
+        if self._host.entries.get(entry.ref) is entry or (
+            entry.seq == 0 and self._host.holds(entry)
+        ):
             registry.pop(entry.key, None)
 
     async def _bounded(self, ending: Awaitable[None], timeout: float) -> None:

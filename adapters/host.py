@@ -24,7 +24,7 @@ import structlog
 from adapters.executor import Entry, Executor, current_order
 from adapters.inventory import InventoryBook
 from adapters.recorder import Recorder
-from adapters.registry import Index, ObservedDict, Registry, Teardown, observable
+from adapters.registry import Findings, Index, ObservedDict, Registry, Teardown, observable
 from store.channel import HostChannel
 from store.connection import Store, Unavailable, check_cancelled, connect
 from store.errors import Fenced, NotAlive, SequenceGap
@@ -247,7 +247,10 @@ class Host:
             self.registries.append(registry)
             registry.host = self
             for key, value in registry.items():
-                self.entry_added(registry, key, value, type="adopted")
+                if isinstance(registry, Findings):
+                    self.stray_added(registry, key)
+                else:
+                    self.entry_added(registry, key, value, type="adopted")
         self._report_due = True
         self._wake_up()
         return registry
@@ -286,6 +289,8 @@ class Host:
         else:
             for key in list(registry):
                 self.entry_removed(registry, key, reason="no longer observed")
+            for ref in list(registry.strays):
+                self._book.let_go(ref)
             self.registries = [one for one in self.registries if one is not registry]
         registry.host = None
         self._report_due = True
@@ -421,6 +426,23 @@ class Host:
         entry = self.entries.get(registry.ref(key))
         if entry is not None and entry.registry is registry:
             self.forget(entry, reason=reason)
+        elif entry is None:
+            self.stray_removed(registry, key)
+
+    def stray_added(self, registry: Registry, key: Any) -> None:
+        """Something came into a registry that the log shall not hear of, in this tick."""
+        ref = registry.ref(key)
+        registry.strays.add(ref)
+        self._book.hold(ref)
+        self._wake_up()
+
+    def stray_removed(self, registry: Registry, key: Any) -> None:
+        """Something that the log never heard of left a registry, in this tick."""
+        ref = registry.ref(key)
+        if ref in registry.strays:
+            registry.strays.discard(ref)
+            self._book.let_go(ref)
+            self._wake_up()
 
     def entries_changed(self, gone: Iterable[IndexEntry], come: Iterable[IndexEntry]) -> None:
         """Entries of an index went or came, in this tick."""
@@ -494,16 +516,26 @@ class Host:
         """Something alive that uses `ref`, if there is anything."""
         return next(iter(self._users.get(ref, ())), None)
 
-    def adopt(self, ref: str) -> Entry | None:
-        """Records a resource that a registry holds and the log never heard of; None if none does."""
+    def untracked(self, ref: str) -> Entry | None:
+        """What a registry holds under `ref` and the log never heard of; None if none does."""
         kind, _, id = ref.partition("/")
         for registry in self.registries:
             if registry.kind != kind:
                 continue
             for key, value in registry.items():
                 if registry.id(key) == id:
-                    return self.entry_added(registry, key, value, type="adopted")
+                    return Entry(ref, 0, registry, key, value)
         return None
+
+    def adopt(self, ref: str) -> Entry | None:
+        """Records a resource that a registry holds and the log never heard of; None if none does."""
+        found = self.untracked(ref)
+        if found is None or found.registry is None or isinstance(found.registry, Findings):
+            return None
+        return self.entry_added(found.registry, found.key, found.obj, type="adopted")
+
+    def _findings(self) -> dict[str, bool]:
+        return {r.kind: r.teardown is not None for r in self.registries if isinstance(r, Findings)}
 
     def report(self, request: str) -> None:
         """Looks at the registries themselves, and publishes the inventory as an answer."""
@@ -522,6 +554,7 @@ class Host:
             entries=tuple(line for index in self.indexes.values() for line in index.known()),
             kinds=frozenset(registry.kind for registry in self.registries),
             rss=self._self.memory_info().rss,
+            findings=self._findings(),
         )
 
     def _look_behind(self, registry: Registry) -> None:
@@ -650,6 +683,7 @@ class Host:
             fds=fds,
             outbox=len(self.recorder),
             answers=tuple(self._answers),
+            findings=self._findings(),
         )
 
     def _reincarnate(self, why: str) -> None:

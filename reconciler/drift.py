@@ -32,6 +32,7 @@ class DriftItem:
         seq: last seq of the resource, 0 where the log has none.
         registry, key: the entry, for `dangling`.
         since_ms: Redis time since when it is so, as far as known; 0 is unknown.
+        finding: for what a leak probe found, whether a teardown can end it; None for all else.
     """
 
     sort: Sort
@@ -42,6 +43,7 @@ class DriftItem:
     registry: str | None = None
     key: str | None = None
     since_ms: int = 0
+    finding: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,5 +157,8 @@ def _ghosts(process: ProcessState, inventory: Inventory) -> Iterator[DriftItem]:
 def _untracked(process: ProcessState, inventory: Inventory) -> Iterator[DriftItem]:
     for ref in sorted(inventory.held - process.resources.keys()):
         if process.gone.get(ref, 0) <= inventory.as_of:
+            finding = inventory.findings.get(ref.partition("/")[0])
             reason = "its registry holds it, the log never heard of it"
-            yield DriftItem("untracked", process.id, ref, reason)
+            if finding is not None:
+                reason = "a leak probe found it, nobody declared it"
+            yield DriftItem("untracked", process.id, ref, reason, finding=finding)
