@@ -17,8 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
+from adapters.logs import get_logger
 from adapters.registry import Registry
 from store.event import Scalar
 from store.messages import Action, Order
@@ -26,7 +25,7 @@ from store.messages import Action, Order
 if TYPE_CHECKING:
     from adapters.host import Host
 
-log = structlog.get_logger("adapters.executor")
+log = get_logger("adapters.executor")
 
 current_order: ContextVar[Order | None] = ContextVar("agent_reconciler_order", default=None)
 """The order that the running code carries out: what it removes was removed because of that."""
@@ -45,6 +44,7 @@ class Entry:
         uses, owned_by: as recorded.
         in_use: acquired by how many.
         terminating: the order that is ending it, or empty.
+        heir: the entry of the same object after the service took it out of its registry unclosed.
     """
 
     ref: str
@@ -56,6 +56,7 @@ class Entry:
     owned_by: str | None = None
     in_use: int = 0
     terminating: str = ""
+    heir: Entry | None = None
 
 
 class Refusal(Exception):

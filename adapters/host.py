@@ -19,10 +19,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import psutil
-import structlog
 
 from adapters.executor import Entry, Executor, current_order
 from adapters.inventory import InventoryBook
+from adapters.logs import get_logger
 from adapters.recorder import Recorder
 from adapters.registry import Findings, Index, ObservedDict, Registry, Teardown, observable
 from store.channel import HostChannel
@@ -33,7 +33,7 @@ from store.log import EventLog
 from store.messages import IndexEntry, Inventory, Order, RegistryCount, Summary
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
 
-log = structlog.get_logger("adapters.host")
+log = get_logger("adapters.host")
 R = TypeVar("R", Registry, Index)
 
 LEASE_SECONDS = 15.0
@@ -41,6 +41,7 @@ _RESCAN_SECONDS = 1.0
 _PUBLISH_SPACING = 0.01
 _RETRY_FIRST, _RETRY_LONGEST = 0.05, 2.0
 _STOP_SECONDS = 5.0
+_CANNOT_SEND: tuple[type[Exception], ...] = (*Unavailable, TimeoutError, Fenced, SequenceGap)
 
 
 class Use:
@@ -196,7 +197,7 @@ class Host:
             async with asyncio.timeout(_STOP_SECONDS):
                 await self._drain()
                 await self._channel.leave()
-        except (*Unavailable, TimeoutError, Fenced, SequenceGap) as error:
+        except _CANNOT_SEND as error:
             log.warning(
                 "not everything was sent at the end", left=len(self.recorder), error=str(error)
             )
@@ -287,9 +288,9 @@ class Host:
             registry.forget()
             del self.indexes[registry.name]
         else:
-            for key in list(registry):
-                self.entry_removed(registry, key, reason="no longer observed")
-            for ref in list(registry.strays):
+            for entry in [e for e in self.entries.values() if e.registry is registry]:
+                self.forget(entry, reason="no longer observed")
+            for ref in registry.strays:
                 self._book.let_go(ref)
             self.registries = [one for one in self.registries if one is not registry]
         registry.host = None
@@ -364,6 +365,8 @@ class Host:
     def end_use(self, entry: Entry) -> None:
         """The second half of `acquire`."""
         entry.in_use -= 1
+        if entry.heir is not None:
+            self.end_use(entry.heir)
         if self.entries.get(entry.ref) is entry:
             entry.seq = self.recorder.record("reused", entry.ref, attrs={"in_use": entry.in_use})
 
@@ -411,6 +414,8 @@ class Host:
         self.entries[ref] = entry
         self._link(entry, uses, owner)
         self._book.hold(ref)
+        if registry.unclosed is not None:
+            registry.unclosed.pop(_identity(value), None)  # It was only moved.
         registry.noted += 1
         registry.strays.discard(ref)
         return entry
@@ -421,13 +426,40 @@ class Host:
         if entry is not None:
             entry.seq = self.recorder.record("reused", ref)
 
-    def entry_removed(self, registry: Registry, key: Any, *, reason: str | None = None) -> None:
+    def entry_removed(
+        self, registry: Registry, key: Any, value: Any, *, reason: str | None = None
+    ) -> None:
         """An object left a registry, in this tick."""
         entry = self.entries.get(registry.ref(key))
-        if entry is not None and entry.registry is registry:
-            self.forget(entry, reason=reason)
-        elif entry is None:
+        if entry is None:
             self.stray_removed(registry, key)
+        if entry is None or entry.registry is not registry:
+            return
+        self.forget(entry, reason=reason)
+        if registry.close_removed is not None and not entry.terminating and value is not None:
+            self._keep_unclosed(registry, entry, value)
+
+    def _keep_unclosed(self, registry: Registry, entry: Entry, value: Any) -> None:
+        """The service let an object go and did not close it: the reconciler will have it closed.
+
+        It is owned by what it was in the registry, which is gone, so it is an orphan at once; unless
+        it is in use, then its use goes on under the new name.
+        """
+        unclosed = registry.unclosed
+        if unclosed is None:
+            ending = registry.close_removed
+            unclosed = registry.unclosed = self.registry(
+                f"unclosed_{registry.kind}",
+                name=f"unclosed {registry.name}",
+                teardown=None if ending is True else ending,
+                owned_by=lambda id, _: registry.removed.pop(id, None),
+            )
+        registry.removed[_identity(value)] = f"{entry.ref}@{entry.seq}"
+        unclosed[_identity(value)] = value
+        if entry.in_use:
+            heir = entry.heir = self.entries[unclosed.ref(_identity(value))]
+            heir.in_use = entry.in_use
+            heir.seq = self.recorder.record("reused", heir.ref, attrs={"in_use": heir.in_use})
 
     def stray_added(self, registry: Registry, key: Any) -> None:
         """Something came into a registry that the log shall not hear of, in this tick."""
@@ -740,6 +772,10 @@ class Host:
                 continue
             except Fenced as error:
                 self._reincarnate(str(error))
+
+
+def _identity(value: Any) -> str:
+    return f"{id(value):x}"
 
 
 def restore(owner: Any, attribute: str, host: Host) -> None:

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import structlog
-
+from adapters.logs import get_logger
 from store.messages import IndexEntry
 
 if TYPE_CHECKING:
     from adapters.host import Host
 
-log = structlog.get_logger("adapters.registry")
+log = get_logger("adapters.registry")
 
 _MISSING = object()
 
@@ -121,12 +120,17 @@ class Registry(ObservedDict):
         owned_by: the reference that an entry dies with, `(id, object)`; None while it is not known,
             then it is asked again later.
         user: whose an entry is, `(id, object)`, for limits per user.
+        close_removed: what closes an object that the service takes out of the registry without
+            closing it, `(id, object)`; True calls its own `aclose` or `close`. Until it is closed
+            it counts as a resource of kind `unclosed_<kind>`. None leaves that to the service.
         id: makes the id from the key.
 
     Attributes:
         noted: entries that the host knows of; another length than that means a change behind our
             back.
         strays: references held that the host does not know of.
+        unclosed: holds what was taken out and is not closed yet, by identity.
+        removed: what such an object was, on its way there.
     """
 
     def __init__(
@@ -140,6 +144,7 @@ class Registry(ObservedDict):
         uses: Callable[[str, Any], Iterable[str]] | None = None,
         owned_by: Callable[[str, Any], str | None] | None = None,
         user: Callable[[str, Any], str | None] | None = None,
+        close_removed: Teardown | Literal[True] | None = None,
         id: Callable[[Any], str] = str,
     ) -> None:
         super().__init__(content)
@@ -151,6 +156,9 @@ class Registry(ObservedDict):
         self.owned_by = owned_by
         self.user = user
         self.id = id
+        self.close_removed = close_removed
+        self.unclosed: Registry | None = None
+        self.removed: dict[str, str] = {}
         self.host: Host | None = None
         self.noted = 0
         self.strays: set[str] = set()
@@ -169,12 +177,12 @@ class Registry(ObservedDict):
         if old is new:
             self.host.entry_used(self.ref(key))
         else:
-            self.host.entry_removed(self, key, reason="replaced by another object")
+            self.host.entry_removed(self, key, old, reason="replaced by another object")
             self.host.entry_added(self, key, new)
 
     def _removed(self, key: Any, value: Any) -> None:
         if self.host is not None:
-            self.host.entry_removed(self, key)
+            self.host.entry_removed(self, key, value)
 
 
 class Findings(Registry):

@@ -7,13 +7,14 @@ host that runs the reconciler within itself).
 from __future__ import annotations
 
 from collections import Counter as Count
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from reconciler.drift import Drift
 from reconciler.fold import FleetState
 
+Counts = Mapping[str, int]
+"""How many of each sort of drift, and how many are `stuck`, in one process."""
 SORTS = ("orphan", "dangling", "ghost", "untracked")
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -98,16 +99,14 @@ class Metrics:
         self.processes.set(len(state.processes))
         self.outbox.set(sum(outbox.values()))
 
-    def observe_drift(self, drift: Drift, stuck: int) -> None:
-        """Takes the gauges from what a full pass found."""
-        for sort, items in (
-            ("orphan", drift.orphans),
-            ("dangling", drift.dangling),
-            ("ghost", drift.ghosts),
-            ("untracked", drift.untracked),
-        ):
-            self.drift.labels(sort).set(len(items))
-        self.stuck.set(stuck)
+    def observe_drift(self, found: Iterable[Counts]) -> None:
+        """Takes the gauges from what the last pass over each process found."""
+        total: Count[str] = Count()
+        for counts in found:
+            total.update(counts)
+        for sort in SORTS:
+            self.drift.labels(sort).set(total[sort])
+        self.stuck.set(total["stuck"])
 
     def page(self) -> bytes:
         """The text that a collector reads."""

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from math import inf
@@ -28,7 +29,7 @@ from reconciler.result import Result
 from reconciler.tail import Tail
 from store.channel import Inbox, InventoryReader, WorkerChannel, answer
 from store.connection import BLOCK_MS, Store, Unavailable, check_cancelled
-from store.errors import Fenced, ReconcilerError, UnknownProcess
+from store.errors import Fenced, ReconcilerError, SequenceGap, UnknownProcess
 from store.event import EventRow, Scalar, process_id
 from store.lease import HeldByOther, Lease, release_lease, take_lease
 from store.log import EventLog
@@ -55,6 +56,9 @@ class Reconciler:
         lease_seconds: how long a partition stays with a worker that is not heard of.
 
     `async with Reconciler(store, policy=policy):` runs it in the background.
+
+    Attributes:
+        drift_found: what the last pass over each process found, by sort, and how much is `stuck`.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Reconciler:
         self._inventories: dict[str, Inventory] = {}
         self._changed: set[str] = set()
         self._due: dict[str, float] = {}
+        self.drift_found: dict[str, Counter[str]] = {}
         self._wake = asyncio.Event()
         self._lock = asyncio.Lock()
         self._sent: dict[str, tuple[Step, asyncio.Future[EventRow]]] = {}
@@ -86,6 +91,7 @@ class Reconciler:
         self._clock_offset_ms = 0
         self._requests: set[asyncio.Task[None]] = set()
         self._ready = False
+        self._lag_ms = 0
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -135,6 +141,15 @@ class Reconciler:
     def partitions(self) -> list[int]:
         """The partitions it acts for."""
         return sorted(self._channels)
+
+    def outboxes(self) -> dict[str, int]:
+        """Process -> events that it has not sent yet, as it last said."""
+        summaries = {p: self.inventories.summary(p) for p in self.tail.state.processes}
+        return {p: summary.outbox for p, summary in summaries.items() if summary is not None}
+
+    def lag_seconds(self) -> float:
+        """Age of the newest event when it was folded."""
+        return self._lag_ms / 1000
 
     def unready(self) -> list[str]:
         """Why it cannot be relied on now; empty when it can."""
@@ -204,7 +219,8 @@ class Reconciler:
         """An event was folded."""
         process = event.holder or event.process
         if self._ready:
-            self.metrics.lag.set(max(0, self.now_ms() - at_ms) / 1000)
+            self._lag_ms = max(0, self.now_ms() - at_ms)
+            self.metrics.lag.set(self._lag_ms / 1000)
         if event.type != "cleanup_requested":
             self._touch([process])
         if event.order_id is not None and event.order_id in self._sent:
@@ -284,8 +300,8 @@ class Reconciler:
                 continue
             try:
                 await self.run_pass(changed)
-            except Unavailable as error:
-                log.warning("pass put off: Redis is away", error=str(error))
+            except (*Unavailable, SequenceGap) as error:
+                log.warning("pass put off: Redis is away, or forgot", error=str(error))
                 self._changed |= changed
                 await asyncio.sleep(0.2)
             except Fenced as error:
@@ -308,8 +324,8 @@ class Reconciler:
             try:
                 await self.close_lost()
                 await self.keep_leases()
-            except Unavailable as error:
-                log.warning("leases not renewed: Redis is away", error=str(error))
+            except (*Unavailable, SequenceGap) as error:
+                log.warning("leases not renewed: Redis is away, or forgot", error=str(error))
 
     async def close_lost(self) -> None:
         """Closes, in the log, the processes whose lease has lapsed."""
@@ -340,8 +356,7 @@ class Reconciler:
             await self._send(plan.due)
             self._plan_next(chosen, plan)
             self._report_stuck(plan.waiting)
-            if len(chosen) >= len(self.tail.state.processes):
-                self.metrics.observe_drift(drift, len(plan.stuck))
+            self._count_drift(chosen, drift, plan)
             self.metrics.pass_seconds.observe(time.perf_counter() - began)
             return plan
 
@@ -367,7 +382,16 @@ class Reconciler:
         if behind:
             await self.tail.catch_up(behind & set(self._channels))
 
+    def _count_drift(self, processes: Iterable[str], drift: Drift, plan: Plan) -> None:
+        for process in processes:
+            self.drift_found[process] = Counter()
+        for item in drift:
+            self.drift_found[item.process][item.sort] += 1
+        for waiting in plan.stuck:
+            self.drift_found[waiting.item.process]["stuck"] += 1
+
     def _forget(self, process: str) -> None:
+        self.drift_found.pop(process, None)
         self._inventories.pop(process, None)
         self._due.pop(process, None)
         self.inventories.forget(process)

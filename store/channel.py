@@ -8,13 +8,15 @@ nothing but time.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from store.connection import BLOCK_MS
-from store.errors import MalformedEntry
+from store.connection import BLOCK_MS, Unavailable
+from store.errors import MalformedEntry, SequenceGap
 from store.event import NO_DIGEST, EventRow, encode
 from store.lease import Lease
 from store.log import START, read_streams
@@ -83,8 +85,11 @@ class HostChannel:
                 except MalformedEntry:
                     continue
         if orders:
-            # What was read is done with: the stream stays short.
-            await self._namespace.store.redis.xtrim(key, minid=self._orders_read, approximate=True)
+            # What was read is done with: the stream stays short. If that fails now, the next one does.
+            with contextlib.suppress(*Unavailable):
+                await self._namespace.store.redis.xtrim(
+                    key, minid=self._orders_read, approximate=True
+                )
         return orders
 
     async def leave(self) -> None:
@@ -148,7 +153,12 @@ class WorkerChannel:
     """The worker's end for one partition, under one lease.
 
     It is the writer of the worker's own events in that partition: each lease is a process of its
-    own in the log, with sequence numbers from 1.
+    own in the log, with sequence numbers from 1. When a write ends without an answer it is not known
+    whether it was done: the channel then goes on as another process, so that no number is given twice.
+
+    Attributes:
+        lease: that it writes under.
+        writer: the process that it writes as.
     """
 
     def __init__(self, namespace: Namespace, lease: Lease, writer: str) -> None:
@@ -156,8 +166,20 @@ class WorkerChannel:
         self._keys = namespace.keys.partition(lease.partition)
         self.lease = lease
         self.writer = writer
+        self._writers = 1
         self._seq = 0
         self._digest = NO_DIGEST
+
+    @contextlib.contextmanager
+    def _unanswered(self) -> Iterator[None]:
+        """Starts as another process when the write within ends without an answer, or does not fit."""
+        try:
+            yield
+        except (*Unavailable, SequenceGap, asyncio.CancelledError):
+            self._writers += 1
+            self.writer = f"{self.writer.partition('#')[0]}#{self._writers}"
+            self._seq, self._digest = 0, NO_DIGEST
+            raise
 
     def _encode(self, events: Sequence[EventRow]) -> tuple[list[bytes], str]:
         digest = self._digest
@@ -177,6 +199,7 @@ class WorkerChannel:
 
         Raises:
             Fenced: the lease is no longer held; nothing was written.
+            SequenceGap: the log forgot what was written before; write again.
         """
         payloads, digest = self._encode(events)
         streams: dict[str, int] = {}
@@ -184,11 +207,12 @@ class WorkerChannel:
         for order in orders:
             key = self._keys.orders(order.process)
             sent += [streams.setdefault(key, len(streams) + 4), encode_message(order)]
-        await self._namespace.store.script(
-            "order",
-            [self._keys.lease, self._keys.log, self._keys.seqs, *streams],
-            [self.lease.token, self.writer, self._seq + 1, len(payloads), *payloads, *sent],
-        )
+        with self._unanswered():
+            await self._namespace.store.script(
+                "order",
+                [self._keys.lease, self._keys.log, self._keys.seqs, *streams],
+                [self.lease.token, self.writer, self._seq + 1, len(payloads), *payloads, *sent],
+            )
         self._seq += len(payloads)
         self._digest = digest
 
@@ -205,18 +229,19 @@ class WorkerChannel:
             Fenced: the lease is no longer held; nothing was written.
         """
         payloads, digest = self._encode([event])
-        written = await self._namespace.store.script(
-            "process_lost",
-            [
-                self._keys.lease,
-                self._keys.log,
-                self._keys.seqs,
-                self._keys.hosts,
-                self._keys.inventory(process),
-                self._keys.orders(process),
-            ],
-            [self.lease.token, self.writer, self._seq + 1, payloads[0], process],
-        )
+        with self._unanswered():
+            written = await self._namespace.store.script(
+                "process_lost",
+                [
+                    self._keys.lease,
+                    self._keys.log,
+                    self._keys.seqs,
+                    self._keys.hosts,
+                    self._keys.inventory(process),
+                    self._keys.orders(process),
+                ],
+                [self.lease.token, self.writer, self._seq + 1, payloads[0], process],
+            )
         if written:
             self._seq += 1
             self._digest = digest

@@ -14,7 +14,7 @@ from hashlib import sha1
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -43,7 +43,12 @@ BLOCK_MS = 2000
 """How long a blocking read waits at most, in ms; below the socket's time limit."""
 _SOCKET_TIMEOUT = 10.0
 
-Unavailable = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OSError)
+Unavailable: tuple[type[Exception], ...] = (
+    RedisConnectionError,
+    RedisTimeoutError,
+    BusyLoadingError,
+    OSError,
+)
 """What a client raises while Redis is away. Whoever sees one of these may try again later."""
 
 
@@ -62,12 +67,11 @@ _SCHEMES = "redis://, rediss://, unix:// or embedded://PATH"
 
 
 def shown(url: str) -> str:
-    """The URL without its password, for messages and logs."""
-    parts = urlsplit(url)
-    if parts.password is None:
+    """The URL without its password, for messages and logs; also one that cannot be parsed."""
+    if url.startswith("embedded://"):
         return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+    hidden = re.sub(r"(://[^:@/?#]*:).*@", r"\1***@", url, count=1)
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", hidden)
 
 
 def _raw(reply: Any, **_: Any) -> Any:
@@ -132,7 +136,9 @@ class Store:
                 protocol=2,
             )
         except ValueError as error:
-            raise BadAddress(f"{self.url!r} is not a Redis address: {error}") from None
+            # The error may quote a part of the address, and the password with it.
+            cause = str(error) if self.url == self._address else "it cannot be parsed"
+            raise BadAddress(f"{self.url!r} is not a Redis address: {cause}") from None
         # Raw replies of the stream reads, [id, [field, value, …]]: redis-py would build a dict for
         # every entry, which costs as much as reading it.
         for command in ("XRANGE", "XREVRANGE", "XREAD"):
@@ -169,9 +175,8 @@ class Store:
             start = f"redis-server --port 0 --unixsocket {parts.path} --appendonly yes"
         else:
             start = f"redis-server --port {parts.port or 6379} --appendonly yes"
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         return (
-            f"no Redis answers at {self.url} ({cause}): start one with `{start}`, "
+            f"no Redis answers at {self.url} ({_cause(error)}): start one with `{start}`, "
             "or give --url embedded://PATH"
         )
 
@@ -204,7 +209,9 @@ class Store:
             if message.startswith("FENCED"):
                 raise Fenced(f"{name} refused: {args[0]!s} may no longer write") from None
             if message.startswith("SEQGAP"):
-                raise SequenceGap(str(args[0]), int(args[1]), int(message.split()[1])) from None
+                # A worker's writes name the lease first, then writer and seq as an append does.
+                writer, first = args[:2] if name == "append" else args[1:3]
+                raise SequenceGap(str(writer), int(first), int(message.split()[1])) from None
             raise
 
     async def now_ms(self) -> int:
@@ -225,6 +232,22 @@ class Store:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+def _cause(error: BaseException) -> str:
+    """The shortest true name of what went wrong, without the address, which is said already."""
+    text = str(error).lower()
+    for known in (
+        "connection refused",
+        "timeout",
+        "no such file or directory",
+        "name or service not known",
+    ):
+        if known in text:
+            return known
+    if "111" in text or "connect call failed" in text:
+        return "connection refused"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def connect(url: str) -> Store:

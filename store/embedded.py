@@ -29,8 +29,9 @@ _SOCKET_PATH_LIMIT = 100
 _START_TIMEOUT = 20.0
 
 # Waits for the end of the pipe (its standard input), then stops the server and waits for it, so that
-# the data is on disk before the folder can have a new owner. The lock (file descriptor 9) goes last.
-_KEEPER = 'exec 9<&3 3<&-; "$@" 9<&- </dev/null & pid=$!; read -r _; kill -TERM $pid; wait $pid'
+# the data is on disk before the folder can have a new owner. It holds the lock as its standard output,
+# because a plain sh cannot name file descriptors above 9; the server does not inherit it.
+_KEEPER = '"$@" </dev/null >/dev/null & pid=$!; read -r _; kill -TERM $pid; wait $pid'
 
 
 def find_server() -> Path:
@@ -141,14 +142,12 @@ class EmbeddedServer:
         ]
         # The keeper inherits the lock: the folder is free again only when its server is gone.
         self._keeper = subprocess.Popen(
-            ["sh", "-c", _KEEPER.replace("<&3 3<&-", f"<&{lock.fileno()} {lock.fileno()}<&-"),
-             "agent-reconciler-redis", *command],
+            ["sh", "-c", _KEEPER, "agent-reconciler-redis", *command],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=lock,
             stderr=subprocess.DEVNULL,
-            pass_fds=(lock.fileno(),),
             start_new_session=True,
-        )  # fmt: skip
+        )
 
     def _answers(self) -> bool:
         try:

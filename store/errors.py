@@ -54,5 +54,9 @@ class PolicyError(ReconcilerError):
     """A policy value that cannot be meant."""
 
 
+class BadMoment(ReconcilerError):
+    """A time, an entry id or a resource that cannot be looked up."""
+
+
 class NotAlive(ReconcilerError):
     """A resource that was to be used is not alive in this process, or is being torn down."""

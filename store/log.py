@@ -311,6 +311,14 @@ class EventLog:
         value = await self._store.redis.hget(keys.seqs, process)
         return int(value) if value and value != b"lost" else 0
 
+    async def length(self) -> int:
+        """Entries in all partitions."""
+        namespace = await self.namespace()
+        pipe = self._store.redis.pipeline(transaction=False)
+        for number in namespace.all_partitions():
+            pipe.xlen(namespace.keys.partition(number).log)
+        return sum(await pipe.execute())
+
     # --- quarantine -----------------------------------------------------------------------------
 
     async def quarantine(self, partition: int, malformed: Iterable[tuple[str, str]]) -> None:

@@ -68,6 +68,11 @@ async def open_namespace(
     for field, value in (("schema", SCHEMA), ("partitions", wanted), ("created_at", created)):
         await redis.hsetnx(keys.meta, field, str(value))
     schema, recorded = await redis.hmget(keys.meta, ["schema", "partitions"])
+    if not (schema.isdigit() and recorded.isdigit()):
+        raise NamespaceError(
+            f"namespace {name} at {store.url} has a record that cannot be read: schema {schema!r}, "
+            f"partitions {recorded!r}; use another --namespace"
+        )
     if int(schema) > SCHEMA:
         raise NamespaceError(
             f"namespace {name} at {store.url} was written by schema {int(schema)}, this program "

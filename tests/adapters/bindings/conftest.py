@@ -1,48 +1,23 @@
-"""Fixtures of the bindings' tests: a real redis-server, a host in it, a small HTTP server."""
+"""Fixtures of the bindings' tests: a reconciler next to the host, a small HTTP server."""
 
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from aiohttp import web
 
 from adapters import Host
 from reconciler import Policy, Reconciler
-from store import Store, connect
-
-
-@pytest.fixture(scope="session")
-def redis_folder() -> Iterator[Path]:
-    """A short path: the address of a unix socket has a limit."""
-    folder = Path(tempfile.mkdtemp(prefix="ar-"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+from store import Store
 
 
 @pytest.fixture
-async def store(redis_folder: Path) -> AsyncIterator[Store]:
-    """A real redis-server, empty."""
-    async with connect(f"embedded://{redis_folder}") as opened:
-        await opened.redis.flushall()
-        yield opened
-
-
-@pytest.fixture
-async def host(store: Store) -> AsyncIterator[Host]:
-    async with Host.connect(store, name="bindings") as joined:
-        yield joined
-
-
-@pytest.fixture
-async def reconciler(store: Store, host: Host) -> AsyncIterator[Reconciler]:
+async def reconciler(store: Store, namespace: str, host: Host) -> AsyncIterator[Reconciler]:
     """A reconciler that runs in the background, next to the host."""
-    async with Reconciler(store, policy=Policy()) as running:
+    async with Reconciler(store, namespace=namespace, policy=Policy()) as running:
         yield running
 
 

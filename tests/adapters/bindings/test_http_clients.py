@@ -168,7 +168,7 @@ class TestEnd:
             asyncio.run(main())
         """
         done = subprocess.run(
-            [sys.executable, "-X", "dev", "-W", "error", "-c", textwrap.dedent(program)],
+            [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         assert done.stdout.split() == ["50", "10000"]
@@ -254,7 +254,8 @@ class TestWithAHost:
 
 
 def _refused(reconciler: Reconciler, host: Host, ref: str) -> bool:
-    attempt = reconciler.tail.state.processes[host.process].attempts.get(ref)
+    process = reconciler.tail.state.processes.get(host.process)
+    attempt = process.attempts.get(ref) if process is not None else None
     return attempt is not None and attempt.refused and "under way" in attempt.reason
 
 

@@ -1,0 +1,5 @@
+"""`python -m reconciler` is `agent-reconciler`."""
+
+from reconciler.cli import main
+
+main()

@@ -1,0 +1,93 @@
+"""What the commands print: tables on a terminal, JSON for machines, progress only on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from reconciler.fleet import Progress as Tell
+
+_WIDTH_IN_A_PIPE = 4000
+
+
+def console() -> Console:
+    """Standard output; as wide as the terminal, or as wide as it takes in a pipe."""
+    return Console(
+        width=None if sys.stdout.isatty() else _WIDTH_IN_A_PIPE, highlight=False, markup=False
+    )
+
+
+def emit(value: Any) -> None:
+    """One JSON value, on one line."""
+    click.echo(msgspec.json.encode(value).decode())
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """A table; columns whose name ends in # are numbers."""
+    made = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=box.ROUNDED if sys.stdout.isatty() else None,
+    )
+    for column in columns:
+        number = column.endswith("#")
+        made.add_column(column.rstrip("#"), justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    return made
+
+
+def clock(ms: int) -> str:
+    """Redis time for people, UTC, to the millisecond."""
+    moment = datetime.fromtimestamp(ms / 1000, UTC)
+    return moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{ms % 1000:03d}"
+
+
+def ago(ms: float) -> str:
+    """A span of time for people."""
+    seconds = ms / 1000
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def size(number: int) -> str:
+    """Bytes for people."""
+    return f"{number / 2**20:.1f} MiB"
+
+
+@contextmanager
+def reading(total: int) -> Iterator[Tell]:
+    """A progress bar over entries read, on a terminal; silent in a pipe and for short logs."""
+    if not sys.stderr.isatty() or total < 20_000:
+        yield lambda count: None
+        return
+    columns = (
+        TextColumn("reading the log"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.update(task, advance=count)

@@ -1,0 +1,68 @@
+"""`agent-reconciler worker`: the reconciler as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from reconciler import logs
+from reconciler.cli.options import common, policy_options, read_policy
+from reconciler.http import parse_address
+from reconciler.policy import Policy
+from reconciler.worker import run_worker
+
+
+@click.command()
+@common
+@policy_options
+@click.option(
+    "--http",
+    default="127.0.0.1:9464",
+    show_default=True,
+    help="Where /healthz, /readyz and /metrics are; port 0 takes a free one, `off` does not listen.",
+)
+@click.option(
+    "--full-pass",
+    type=click.FloatRange(min=0.1),
+    default=30.0,
+    show_default=True,
+    help="Seconds between passes over everything.",
+)
+@click.option(
+    "--lease",
+    type=click.FloatRange(min=0.5),
+    default=10.0,
+    show_default=True,
+    help="Seconds that a partition stays with a worker that is not heard of.",
+)
+@click.option("--name", default="worker", show_default=True, help="Of the worker, in the log.")
+def worker(
+    url: str,
+    namespace: str,
+    as_json: bool,
+    policy_file: Path | None,
+    settings: tuple[str, ...],
+    http: str,
+    full_pass: float,
+    lease: float,
+    name: str,
+) -> None:
+    """Follow the log, find drift, have it torn down; until SIGTERM or Ctrl-C."""
+    logs.configure(as_json=as_json)
+    policy = read_policy(policy_file, settings) or Policy()
+    address = None if http == "off" else http
+    if address is not None:
+        parse_address(address)
+    asyncio.run(
+        run_worker(
+            url,
+            namespace=namespace,
+            policy=policy,
+            http=address,
+            full_pass_seconds=full_pass,
+            lease_seconds=lease,
+            name=name,
+        )
+    )

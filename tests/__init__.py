@@ -1,0 +1,1 @@
+"""The specification: a test's name and first line state the behaviour."""

@@ -1,0 +1,75 @@
+"""One real redis-server per test session (per xdist worker), and a namespace of its own per test."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from adapters import Host
+from store import EventLog, Store, connect
+from tests.support import RedisProcess, remove_folder, short_folder
+
+settings.register_profile(
+    "project", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("project")
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """The address of a Redis that lives as long as the test session."""
+    folder = short_folder()
+    url = f"embedded://{folder}"
+    with asyncio.Runner() as runner:
+        store = runner.run(connect(url).open())
+        yield url
+        runner.run(store.close())
+    remove_folder(folder)
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A namespace that nobody else has."""
+    return f"t-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+async def store(redis_url: str) -> AsyncIterator[Store]:
+    """An open store."""
+    async with connect(redis_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def log(store: Store, namespace: str) -> EventLog:
+    """The log of the test's namespace."""
+    return EventLog(store, namespace)
+
+
+@pytest.fixture
+async def host(store: Store, namespace: str) -> AsyncIterator[Host]:
+    """A host in the test's namespace."""
+    async with Host.connect(store, name="svc", namespace=namespace) as opened:
+        yield opened
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a short path."""
+    made = short_folder()
+    yield made
+    remove_folder(made)
+
+
+@pytest.fixture
+def own_redis(folder: Path) -> Iterator[RedisProcess]:
+    """A redis-server that the test may kill and start again."""
+    server = RedisProcess(folder)
+    server.start()
+    yield server
+    server.kill()
