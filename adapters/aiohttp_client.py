@@ -97,7 +97,11 @@ class HttpClients(Owned[aiohttp.ClientSession]):
         close_timeout: float = CLOSE_SECONDS,
     ) -> None:
         super().__init__(
-            "http_client", host=host, teardown=_close, busy=_busy, close_timeout=close_timeout
+            "http_client",
+            host=host,
+            teardown=close_session,
+            busy=_busy,
+            close_timeout=close_timeout,
         )
         self.config = config or HttpConfig()
         self.traffic = Traffic()
@@ -272,7 +276,8 @@ class HttpClients(Owned[aiohttp.ClientSession]):
                 self.drop(id)
 
 
-async def _close(id: str, session: aiohttp.ClientSession) -> None:
+async def close_session(id: str, session: aiohttp.ClientSession) -> None:
+    """Closes a session, whichever loop it belongs to."""
     if session._loop.is_closed():
         sever(session)
     elif session._loop is asyncio.get_running_loop():

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import itertools
 import os
 import sys
 import weakref
@@ -70,7 +69,7 @@ class Creations:
         self.dropped: deque[Creation] = deque(maxlen=DROPPED_KEPT)
         self._notes: dict[int, Creation] = {}
         self._undo: dict[tuple[type, str], Callable[[], None]] = {}
-        self._numbers = itertools.count(1)
+        self._last = 0
         self._watching = 0
         self._tracing = 0
         self._listeners: list[Callable[[Creation], None]] = []
@@ -168,7 +167,8 @@ class Creations:
 
     def _note(self, made: Any, sort: str, *, older: bool = False) -> None:
         key = id(made)
-        note = Creation(sort, type(made).__name__, next(self._numbers))
+        self._last += 1
+        note = Creation(sort, type(made).__name__, self._last)
         if self._tracing and not older:
             frame = _site_frame(self._passed_over)
             note.site = _place(frame) if frame is not None else ""
@@ -201,6 +201,11 @@ class Creations:
             of = sorts[kind]
             if of is not None and id(found) not in self._notes and vars(found):
                 self._note(found, of, older=True)
+
+    @property
+    def last(self) -> int:
+        """Number of the last note."""
+        return self._last
 
     def live(self, sort: str) -> Iterator[tuple[Creation, Any]]:
         """What was made of a sort and still lives, with its note."""
