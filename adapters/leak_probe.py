@@ -248,7 +248,8 @@ class LeakProbe:
             yield self._finding(f"leaked_{note.sort}", note, what)
 
     def _tasks(self) -> Iterator[Finding]:
-        for task in forsaken_tasks([task for _, task in creations.live("task")]):
+        # One by one: a list of them would hold them, and so hide that nobody else does.
+        for task in forsaken_tasks(task for _, task in creations.live("task")):
             note = creations.of(task) or Creation("task", task.get_name(), 0)
             if note.number > self._since or not self._since:
                 name = getattr(task.get_coro(), "__qualname__", task.get_name())
@@ -295,7 +296,8 @@ class LeakProbe:
         creations.start(tracing=self._tracing)
         if self._host is not None:
             for kind, end in KINDS.items():
-                self._found[kind] = self._host.add(Findings(kind, teardown=end))
+                self._found[kind] = findings = Findings(kind, teardown=end)
+                self._host.add(findings)
         return self
 
     def begin(self) -> None:
