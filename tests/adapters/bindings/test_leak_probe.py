@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 from google.adk.agents import LlmAgent
+from google.adk.apps import App
 from google.adk.plugins.base_plugin import BasePlugin
 from google.adk.runners import InMemoryRunner
 
@@ -284,7 +285,7 @@ class TestLook:
 
 async def plant(tmp_path: Path, told: Told) -> list[Any]:
     """One leak of each kind that a teardown can end; returns what keeps them alive."""
-    InMemoryRunner(agent=LlmAgent(name="a", model="m"), app_name="x", plugins=[told])
+    InMemoryRunner(app=App(name="x", root_agent=LlmAgent(name="a", model="m"), plugins=[told]))
     gc.collect()
     asyncio.create_task(asyncio.sleep(3600), name="forgotten")  # noqa: RUF006
     await asyncio.sleep(0)
@@ -358,6 +359,7 @@ class TestDrift:
 
         registry = host.registry("thing", teardown=broken)
         dict.__setitem__(registry, "t1", object())  # Behind its back: the log hears nothing.
+        host.report("look now")
         policy = Policy(untracked="teardown", backoff=0.01)
         async with Reconciler(store, namespace=namespace, policy=policy):
             await eventually(lambda: not registry)
