@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -97,6 +97,10 @@ class Executor:
                     raise Refusal(f"gone: this host does not know the action {order.action!r}")
         except Refusal as refusal:
             self._outcome("cleanup_refused", order, str(refusal))
+        except Exception as error:
+            # A function of the service raised: that ends this order, not those after it.
+            log.warning("order failed", ref=order.ref, order_id=order.id, reason=str(error))
+            self._outcome("cleanup_failed", order, str(error) or type(error).__name__)
         finally:
             current_order.reset(token)
 
@@ -139,25 +143,21 @@ class Executor:
 
     async def _teardown(self, order: Order) -> None:
         entry = self._check(order)
-        untracked = entry.seq == 0
-        if untracked:
+        if entry.seq == 0:
             self._untracked[order.ref] = entry
+        task = asyncio.ensure_future(self._end(entry, order))
+        # As long as it runs, whatever became of the order, nobody can acquire what it takes apart.
+        task.add_done_callback(lambda _: self._let_go(entry))
         try:
-            await self._bounded(self._end(entry, order), order.timeout)
-            if untracked:
+            await self._bounded(task, order.timeout)
+            if entry.seq == 0:
                 self._outcome("cleaned_up", order, order.reason)
         except Refusal:
-            entry.terminating = ""
             raise
         except Exception as error:
-            if self._host.entries.get(order.ref) is entry:
-                entry.terminating = ""
             reason = str(error) or type(error).__name__
             log.warning("teardown failed", ref=order.ref, order_id=order.id, reason=reason)
             self._outcome("cleanup_failed", order, reason)
-        finally:
-            if untracked:
-                del self._untracked[order.ref]
 
     async def _end(self, entry: Entry, order: Order) -> None:
         registry = entry.registry
@@ -177,26 +177,44 @@ class Executor:
                     f"it stays, its recovery record was not saved: {error}"
                 ) from error
         await _call(registry.teardown or close, id, entry.obj)
-        if self._host.entries.get(entry.ref) is entry or (
-            entry.seq == 0 and self._host.holds(entry)
-        ):
+        if self._host.entries.get(entry.ref) is entry:
+            if self._host.holds(entry):
+                registry.pop(entry.key, None)
+            else:
+                # The teardown took it out behind the registry's back.
+                self._host.forget(entry, reason=order.reason)
+        elif entry.seq == 0 and self._host.holds(entry):
             registry.pop(entry.key, None)
 
-    async def _bounded(self, ending: Awaitable[None], timeout: float) -> None:
+    async def _bounded(self, task: asyncio.Task[None], timeout: float) -> None:
         """Waits for a teardown, but not longer than `timeout` seconds, even if it ignores that."""
-        task = asyncio.ensure_future(ending)
-        done, _ = await asyncio.wait({task}, timeout=timeout)
+        try:
+            done, _ = await asyncio.wait({task}, timeout=timeout)
+        except asyncio.CancelledError:
+            self._give_up(task)
+            raise
         if done:
+            if task.cancelled():
+                raise RuntimeError("it was cancelled from within")
             return task.result()
-        task.cancel()
-        self._hanging.add(task)
-        task.add_done_callback(self._let_go)
+        self._give_up(task)
         raise TimeoutError(f"no end after {timeout:g} s; it was cancelled")
 
-    def _let_go(self, task: asyncio.Task[None]) -> None:
+    def _give_up(self, task: asyncio.Task[None]) -> None:
+        task.cancel()
+        self._hanging.add(task)
+        task.add_done_callback(self._ended_late)
+
+    def _ended_late(self, task: asyncio.Task[None]) -> None:
         self._hanging.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.warning("a cancelled teardown failed later", reason=str(error))
+
+    def _let_go(self, entry: Entry) -> None:
+        if self._untracked.get(entry.ref) is entry:
+            del self._untracked[entry.ref]
+        if self._host.entries.get(entry.ref) is entry:
+            entry.terminating = ""
 
     # --- the others: each in one tick -----------------------------------------------------------
 
@@ -221,7 +239,9 @@ class Executor:
             self._outcome("cleaned_up", order, order.reason)
 
     def _adopt(self, order: Order) -> None:
-        if order.ref not in self._host.entries and self._host.adopt(order.ref) is None:
+        if order.ref in self._host.entries:
+            raise Refusal("stale: it is known by now")
+        if self._host.adopt(order.ref, order_id=order.id) is None:
             raise Refusal("gone: no registry holds it")
 
 

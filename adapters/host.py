@@ -14,7 +14,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -28,7 +28,7 @@ from adapters.registry import Findings, Index, ObservedDict, Registry, Teardown,
 from store.channel import HostChannel
 from store.connection import Store, Unavailable, check_cancelled, connect
 from store.errors import Fenced, NotAlive, SequenceGap
-from store.event import Scalar, process_id
+from store.event import Scalar, is_ref, process_id
 from store.log import EventLog
 from store.messages import IndexEntry, Inventory, Order, RegistryCount, Summary
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
@@ -393,7 +393,13 @@ class Host:
     # --- called by registries -----------------------------------------------------------------------
 
     def entry_added(
-        self, registry: Registry, key: Any, value: Any, *, type: str = "created"
+        self,
+        registry: Registry,
+        key: Any,
+        value: Any,
+        *,
+        type: str = "created",
+        order_id: str | None = None,
     ) -> Entry:
         """An object came into a registry, in this tick."""
         ref = registry.ref(key)
@@ -401,16 +407,19 @@ class Host:
         attrs: dict[str, Scalar] = {}
         uses = tuple(registry.uses(id, value)) if registry.uses is not None else None
         owner = registry.owned_by(id, value) if registry.owned_by is not None else None
+        stale = self.entries.get(ref)
+        if stale is not None:
+            # What was acquired, used or owned was the other object: the log must not mix them up.
+            self.forget(stale, reason="another object came under its reference")
         entry = Entry(ref, 0, registry, key, value)
         if registry.owned_by is not None and owner is None:
             attrs["awaits_owner"] = True
             self._unowned[ref] = entry
         if registry.user is not None and (user := registry.user(id, value)) is not None:
             attrs["user"] = str(user)
-        stale = self.entries.get(ref)
-        if stale is not None:
-            self._drop(stale)
-        entry.seq = self.recorder.record(type, ref, uses=uses, owned_by=owner, attrs=attrs or None)
+        entry.seq = self.recorder.record(
+            type, ref, uses=uses, owned_by=owner, order_id=order_id, attrs=attrs or None
+        )
         self.entries[ref] = entry
         self._link(entry, uses, owner)
         self._book.hold(ref)
@@ -542,11 +551,11 @@ class Host:
     def holds(self, entry: Entry) -> bool:
         """The registry of an entry still holds that very object."""
         assert entry.registry is not None
-        return dict.get(entry.registry, entry.key) is entry.obj
+        return entry.key in entry.registry and dict.get(entry.registry, entry.key) is entry.obj
 
     def user_of(self, ref: str) -> str | None:
         """Something alive that uses `ref`, if there is anything."""
-        return next(iter(self._users.get(ref, ())), None)
+        return next((user for user in self._users.get(ref, ()) if user != ref), None)
 
     def untracked(self, ref: str) -> Entry | None:
         """What a registry holds under `ref` and the log never heard of; None if none does."""
@@ -559,12 +568,14 @@ class Host:
                     return Entry(ref, 0, registry, key, value)
         return None
 
-    def adopt(self, ref: str) -> Entry | None:
+    def adopt(self, ref: str, *, order_id: str | None = None) -> Entry | None:
         """Records a resource that a registry holds and the log never heard of; None if none does."""
         found = self.untracked(ref)
         if found is None or found.registry is None or isinstance(found.registry, Findings):
             return None
-        return self.entry_added(found.registry, found.key, found.obj, type="adopted")
+        return self.entry_added(
+            found.registry, found.key, found.obj, type="adopted", order_id=order_id
+        )
 
     def _findings(self) -> dict[str, bool]:
         return {r.kind: r.teardown is not None for r in self.registries if isinstance(r, Findings)}
@@ -582,7 +593,12 @@ class Host:
         return Inventory(
             process=self.process,
             as_of=self.recorder.seq,
-            held=frozenset(registry.ref(key) for registry in self.registries for key in registry),
+            held=frozenset(
+                ref
+                for registry in self.registries
+                for key in registry
+                if is_ref(ref := registry.ref(key))
+            ),
             entries=tuple(line for index in self.indexes.values() for line in index.known()),
             kinds=frozenset(registry.kind for registry in self.registries),
             rss=self._self.memory_info().rss,
@@ -591,7 +607,7 @@ class Host:
 
     def _look_behind(self, registry: Registry) -> None:
         """Notes what came into a registry, or left it, behind its back: drift of its own sort."""
-        held = {registry.ref(key) for key in registry}
+        held = {ref for key in registry if is_ref(ref := registry.ref(key))}
         strays = held - self.entries.keys()
         for ref in registry.strays - strays - self.entries.keys():
             self._book.let_go(ref)
@@ -605,16 +621,21 @@ class Host:
     def _rescan(self, *, thorough: bool = False) -> None:
         """Compares the book with the registries themselves, in one tick."""
         for index in self.indexes.values():
-            index.rescan()
+            with _noted(index.name):
+                index.rescan()
         for registry in self.registries:
             if thorough or len(registry) != registry.noted or registry.strays:
-                self._look_behind(registry)
+                with _noted(registry.name):
+                    self._look_behind(registry)
         for ref, entry in list(self._unowned.items()):
             holder = entry.registry
             if holder is not None and holder.owned_by is not None and not entry.terminating:
-                owner = holder.owned_by(holder.id(entry.key), entry.obj)
-                if owner is not None:
-                    self.link(ref, owned_by=owner)
+                with _noted(holder.name):
+                    owner = holder.owned_by(holder.id(entry.key), entry.obj)
+                    if owner is not None:
+                        self.link(ref, owned_by=owner)
+        if self._book.dirty:
+            self._wake_up()
 
     # --- tasks ------------------------------------------------------------------------------------------
 
@@ -634,6 +655,7 @@ class Host:
         while True:
             check_cancelled()
             await self._wake.wait()
+            process = self.process
             try:
                 await self._drain()
                 self._set_connected(True)
@@ -644,7 +666,7 @@ class Host:
                 await asyncio.sleep(retry)
                 retry = min(retry * 2, _RETRY_LONGEST)
             except (Fenced, SequenceGap) as error:
-                self._reincarnate(str(error))
+                self._reincarnate(process, str(error))
 
     def _set_connected(self, connected: bool, error: BaseException | None = None) -> None:
         if connected != self._connected:
@@ -685,12 +707,13 @@ class Host:
 
     async def _send_both(self, first: int, payloads: list[bytes]) -> None:
         # Taken here, before anything is awaited: book, seq and the batch are of one tick.
-        summary, buckets, answers = self._summary(), self._book.take(), self._answers
+        summary, root, buckets = self._summary(), self._book.root(), self._book.take()
+        answers = self._answers
         self._answers, self._report_due = [], False
         self._last_publish = time.monotonic()
         try:
             await self._append(first, payloads)
-            await self._channel.publish(summary, buckets)
+            await self._channel.publish(summary, root, buckets)
         except BaseException:
             self._book.put_back(buckets)
             self._answers = answers + self._answers
@@ -708,7 +731,6 @@ class Host:
         return Summary(
             process=self.process,
             as_of=self.recorder.seq,
-            digests=self._book.digests(),
             kinds=tuple(sorted({registry.kind for registry in self.registries})),
             registries=tuple(counts),
             rss=rss,
@@ -718,9 +740,11 @@ class Host:
             findings=self._findings(),
         )
 
-    def _reincarnate(self, why: str) -> None:
-        """Goes on as a new process, which adopts what this one still holds."""
-        before, left = self.process, len(self.recorder)
+    def _reincarnate(self, before: str, why: str) -> None:
+        """Goes on as a new process, which adopts what `before` still holds."""
+        if before != self.process:
+            return  # Two tasks found out at the same time.
+        left = len(self.recorder)
         self.recorder = Recorder(process_id(self.name), self._wake_up)
         log.warning(
             "this process can no longer write to the log; it goes on as a new one",
@@ -766,12 +790,22 @@ class Host:
             self._beat_now.clear()
             self._report_due = True
             self._wake_up()
+            process = self.process
             try:
                 await self._channel.beat(self._lease_ms)
             except Unavailable:
                 continue
             except Fenced as error:
-                self._reincarnate(str(error))
+                self._reincarnate(process, str(error))
+
+
+@contextlib.contextmanager
+def _noted(name: str) -> Iterator[None]:
+    """What a service's own functions raise is logged, and costs no more than one look."""
+    try:
+        yield
+    except Exception:
+        log.exception("a registry could not be looked at", registry=name)
 
 
 def _identity(value: Any) -> str:

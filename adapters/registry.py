@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from adapters.logs import get_logger
+from store.event import is_ref
 from store.messages import IndexEntry
 
 if TYPE_CHECKING:
@@ -69,9 +70,9 @@ class ObservedDict(dict[Any, Any]):
         self._note(self._removed, key, old)
 
     def pop(self, key: Any, *default: Any) -> Any:
-        present = key in self
+        size = len(self)
         value = super().pop(key, *default)
-        if present:
+        if len(self) < size:
             self._note(self._removed, key, value)
         return value
 
@@ -98,6 +99,13 @@ class ObservedDict(dict[Any, Any]):
     def __ior__(self, other: Any) -> ObservedDict:  # type: ignore[misc]
         self.update(other)
         return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # A copy, shallow or deep, and a pickle are of the content: a second observer of the same
+        # entries would record them twice.
+        if self.default_factory is not None:
+            return defaultdict, (self.default_factory, dict(self))
+        return dict, (list(self.items()),)
 
     def plain(self) -> dict[Any, Any]:
         """The content as a dict of the original sort."""
@@ -247,9 +255,11 @@ class Index(ObservedDict):
         self._known: dict[Any, frozenset[IndexEntry]] = {}
 
     def _lines(self, key: Any, value: Any) -> frozenset[IndexEntry]:
-        lines = {IndexEntry(self.name, str(key), ref) for ref in self._named(key, value)}
-        if self.key_names is not None:
-            lines.add(IndexEntry(self.name, str(key), f"{self.key_names}/{key}", True))
+        # What cannot be a reference names nothing that ever lived.
+        name = str(key).encode("utf-8", "replace").decode()
+        lines = {IndexEntry(self.name, name, ref) for ref in self._named(key, value) if is_ref(ref)}
+        if self.key_names is not None and is_ref(f"{self.key_names}/{key}"):
+            lines.add(IndexEntry(self.name, name, f"{self.key_names}/{key}", True))
         return frozenset(lines)
 
     def _named(self, key: Any, value: Any) -> Iterator[str]:
@@ -305,27 +315,37 @@ class Index(ObservedDict):
 
         An entry that names one resource goes as a whole. A list loses the one item, and goes when
         nothing is left in it, unless its key names something that still lives.
+
+        Raises:
+            ValueError: the entry names the target, and nothing in its value can be told to do so.
         """
-        for real in [real for real in self._known if str(real) == key]:
-            lines = {line for line in self._lines(real, self[real]) if line.target == target}
-            if not lines:
-                continue
+        dropped = False
+        for real in [real for real in self if str(real) == key]:
             value = dict.__getitem__(self, real)
-            if any(line.whole for line in lines) or not isinstance(value, list | set | tuple):
-                del self[real]
-                return True
-            dead = [item for item in value if target in self._named(real, [item])]
-            if isinstance(value, tuple):
-                self[real] = tuple(item for item in value if item not in dead)
-            else:
-                for item in dead:
-                    value.remove(item)
-            if not self[real] and self.key_names is None:
-                del self[real]
-            else:
-                self._look(real)
-            return True
-        return False
+            lines = {line for line in self._lines(real, value) if line.target == target}
+            if lines:
+                self._drop_one(real, value, target, whole=any(line.whole for line in lines))
+                dropped = True
+        return dropped
+
+    def _drop_one(self, key: Any, value: Any, target: str, *, whole: bool) -> None:
+        if whole or not isinstance(value, list | set | tuple | frozenset):
+            del self[key]
+            return
+        dead = [item for item in value if target in self._named(key, [item])]
+        if not dead:
+            raise ValueError(f"{self.name}[{key}]: no item of it names {target} by itself")
+        if isinstance(value, tuple | frozenset):
+            left: Any = type(value)(item for item in value if item not in dead)
+            self[key] = left
+        else:
+            left = value
+            for item in dead:
+                value.remove(item)
+        if not left and self.key_names is None:
+            del self[key]
+        else:
+            self._look(key)
 
 
 def observable(value: Any, what: str) -> dict[Any, Any]:

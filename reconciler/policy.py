@@ -150,7 +150,10 @@ class Policy(BaseModel):
                 raise PolicyError(f"policy setting {setting!r}: write name=value")
             outer, dot, inner = name.strip().partition(".")
             if dot:
-                values.setdefault(outer, {})[inner] = value.strip()
+                table = values.setdefault(outer, {})
+                if not isinstance(table, dict):
+                    raise PolicyError(f"policy setting {setting!r}: {outer} has a value already")
+                table[inner] = value.strip()
             else:
                 values[outer] = value.strip()
         return cls.read(values, str(path) if path else "settings")

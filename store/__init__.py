@@ -10,10 +10,12 @@ from store.errors import (
     MalformedEntry,
     NamespaceError,
     NotAlive,
+    NotJson,
     PolicyError,
     ReconcilerError,
     RedisUnavailable,
     SequenceGap,
+    TooLarge,
     UnknownProcess,
 )
 from store.event import EventType, LifecycleEvent, LogEntry
@@ -32,12 +34,14 @@ __all__ = [
     "MalformedEntry",
     "NamespaceError",
     "NotAlive",
+    "NotJson",
     "Order",
     "PolicyError",
     "ReconcilerError",
     "RedisUnavailable",
     "SequenceGap",
     "Store",
+    "TooLarge",
     "UnknownProcess",
     "connect",
 ]

@@ -43,13 +43,11 @@ BLOCK_MS = 2000
 """How long a blocking read waits at most, in ms; below the socket's time limit."""
 _SOCKET_TIMEOUT = 10.0
 
-Unavailable: tuple[type[Exception], ...] = (
-    RedisConnectionError,
-    RedisTimeoutError,
-    BusyLoadingError,
-    OSError,
-)
-"""What a client raises while Redis is away. Whoever sees one of these may try again later."""
+_AWAY = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OSError)
+
+Unavailable = (RedisError, OSError)
+"""What a client raises while Redis is away, or refuses to work for now: a failover (READONLY), no
+memory (OOM), a full disk (MISCONF). Whoever sees one of these may try again later."""
 
 
 def check_cancelled() -> None:
@@ -158,7 +156,7 @@ class Store:
                 f"Redis at {self.url} refused the login ({error}): give user and password in the "
                 "URL, redis://user:password@host:port"
             ) from None
-        except Unavailable as error:
+        except _AWAY as error:
             raise RedisUnavailable(self._nobody_there(error)) from None
         except RedisError as error:
             raise RedisUnavailable(f"{self.url} does not answer like Redis: {error}") from None

@@ -60,3 +60,11 @@ class BadMoment(ReconcilerError):
 
 class NotAlive(ReconcilerError):
     """A resource that was to be used is not alive in this process, or is being torn down."""
+
+
+class NotJson(ReconcilerError, ValueError):
+    """A value that was to be stored has no JSON form that reads back as the same value."""
+
+
+class TooLarge(ReconcilerError, ValueError):
+    """Something that was to be stored is larger than the limit that was set."""

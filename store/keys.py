@@ -2,7 +2,8 @@
 
 All keys of one partition carry the same hash tag, `{namespace/partition}`, so that whatever one
 script touches is in one slot and Redis Cluster needs no special care. Keys that belong to the
-namespace as a whole carry the tag `{namespace}`.
+namespace as a whole carry the tag `{namespace}`. Conversations are tagged by app, `{namespace/adk/app}`:
+see `AppSessionKeys` for why.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from __future__ import annotations
 import re
 import zlib
 from dataclasses import dataclass
+from hashlib import sha256
+from urllib.parse import quote
 
 from store.errors import NamespaceError
 
 PREFIX = "ar"
+_LONGEST_PART = 200
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -23,6 +27,18 @@ def partition_of(process: str, partitions: int) -> int:
     CRC-32 (IEEE 802.3) of the UTF-8 bytes, modulo the number of partitions.
     """
     return zlib.crc32(process.encode()) % partitions
+
+
+def key_part(text: str) -> str:
+    """Any text as a part of a key: no braces, colons, slashes, blanks or control characters.
+
+    Percent-encoded UTF-8 (RFC 3986); different texts give different parts. What would be longer than
+    200 characters becomes `#` and its SHA-256, since a key of megabytes helps nobody.
+    """
+    part = quote(text, safe="", errors="surrogatepass")
+    if len(part) > _LONGEST_PART:
+        return "#" + sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return part
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,3 +135,88 @@ class Keys:
 
     def partition(self, number: int) -> PartitionKeys:
         return PartitionKeys(self.namespace, number)
+
+    def app_sessions(self, app: str) -> AppSessionKeys:
+        return AppSessionKeys(f"{PREFIX}:{{{self.namespace}/adk/{key_part(app)}}}")
+
+
+@dataclass(frozen=True, slots=True)
+class AppSessionKeys:
+    """The keys of all conversations of one ADK app; they all live in one slot.
+
+    One append may change the session, the user's state and the app's state, and must change all or
+    none. App state is shared by every session of the app, so one slot for the app is what makes that
+    one script. The price: one app does not spread over the nodes of a cluster; many apps do.
+    """
+
+    tag: str
+
+    @property
+    def state(self) -> str:
+        """Hash: key -> JSON, what ADK calls `app:` state."""
+        return f"{self.tag}:state"
+
+    @property
+    def sessions(self) -> str:
+        """Sorted set: `user/session` as key parts -> when it expires, in ms of Redis time, or inf."""
+        return f"{self.tag}:sessions"
+
+    def user_state(self, user: str) -> str:
+        """Hash: key -> JSON, what ADK calls `user:` state."""
+        return self.user_state_of(key_part(user))
+
+    def user_sessions(self, user: str) -> str:
+        """Sorted set: the part of `sessions` that is this user's."""
+        return f"{self.tag}:user:{key_part(user)}:sessions"
+
+    def user_state_of(self, part: str) -> str:
+        return f"{self.tag}:user:{part}:state"
+
+    def session(self, user: str, session: str) -> SessionKeys:
+        return SessionKeys(self, user, f"{key_part(user)}/{key_part(session)}")
+
+    def member(self, member: str) -> str:
+        """The hash of a session, from its name in `sessions`; see `SessionKeys.session`."""
+        return f"{self.tag}:session:{member}"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionKeys:
+    """The keys of one ADK session.
+
+    Attributes:
+        app: the keys it shares with the other sessions of its app.
+        user: the user's id.
+        member: the name of the session in the sorted sets of sessions.
+    """
+
+    app: AppSessionKeys
+    user: str
+    member: str
+
+    @property
+    def session(self) -> str:
+        """Hash: what is known of the session, and its state, each key of it after a `=`."""
+        return self.app.member(self.member)
+
+    @property
+    def events(self) -> str:
+        """Stream: the ADK events, as JSON. The id of entry n is `<ms of Redis time>-<n>`."""
+        return f"{self.session}:events"
+
+    @property
+    def seen(self) -> str:
+        """Hash: event id -> the entries that carry it."""
+        return f"{self.session}:seen"
+
+    def all(self) -> list[str]:
+        """What the session scripts take as KEYS, in their order."""
+        return [
+            self.session,
+            self.events,
+            self.seen,
+            self.app.state,
+            self.app.user_state(self.user),
+            self.app.sessions,
+            self.app.user_sessions(self.user),
+        ]

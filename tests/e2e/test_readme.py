@@ -15,8 +15,6 @@ import pytest
 from reconciler.cli import cli
 from tests.e2e.programs import ROOT, Cli, eventually
 
-pytest_plugins = ["tests.e2e.conftest"]
-
 README = (ROOT / "README.md").read_text()
 
 

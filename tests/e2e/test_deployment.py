@@ -16,8 +16,6 @@ from dockerfile_parse import DockerfileParser
 
 from tests.e2e.programs import ROOT, Program, eventually, running
 
-pytest_plugins = ["tests.e2e.conftest"]
-
 
 @pytest.fixture
 def services() -> dict[str, Any]:

@@ -1,0 +1,97 @@
+"""The options of `RedisSessionService`, as arguments and as part of its address.
+
+ADK's service registry can give a service nothing but a URI, so every option can stand in its query:
+`agent-reconciler+redis://host/0?namespace=chat&ttl=86400`. What is not an option of ours stays in the
+query, for the Redis client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+from store.connection import shown
+from store.errors import BadAddress, PolicyError
+
+OWN_SCHEME = "agent-reconciler+"
+"""May stand before any scheme, for registries in which `redis://` belongs to somebody else."""
+
+SCHEMES = ("redis", "rediss", "unix", "embedded")
+TimeToLive = float | Mapping[str, float] | None
+
+
+def _truth(text: str) -> bool:
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    return words[text.lower()]
+
+
+_IN_ADDRESS: dict[str, Callable[[str], Any]] = {
+    "namespace": str,
+    "cache_bytes": int,
+    "share_events": _truth,
+    "accept_stale": _truth,
+    "ttl": float,
+    "max_event_bytes": int,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An address taken apart.
+
+    Attributes:
+        url: for `store.connect`.
+        options: what stood in its query, by name of the argument.
+    """
+
+    url: str
+    options: dict[str, Any]
+
+
+def parse_address(text: str) -> Address:
+    """Takes our prefix and our options out of an address.
+
+    Raises:
+        BadAddress: no address, an unknown scheme, or an option with a value it cannot have.
+    """
+    url = text.removeprefix(OWN_SCHEME)
+    scheme, separator, _ = url.partition("://")
+    known = ", ".join(f"{name}://" for name in SCHEMES)
+    if not separator:
+        raise BadAddress(f"{text!r} is not the address of a session service: write {known}")
+    if scheme not in SCHEMES:
+        raise BadAddress(f"{shown(text)!r} has an unknown scheme: write {known}")
+    url, _, query = url.partition("?")
+    options: dict[str, Any] = {}
+    rest: list[tuple[str, str]] = []
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in _IN_ADDRESS:
+            rest.append((name, value))
+            continue
+        try:
+            options[name] = _IN_ADDRESS[name](value)
+        except (ValueError, KeyError):
+            raise BadAddress(f"{name}={value} in {shown(text)!r} is not a value of it") from None
+    return Address(f"{url}?{urlencode(rest)}" if rest else url, options)
+
+
+def ttl_ms(ttl: TimeToLive, app: str) -> int:
+    """The time to live of an app's sessions in ms; 0 is for ever."""
+    seconds = ttl.get(app) if isinstance(ttl, Mapping) else ttl
+    return 0 if seconds is None else round(seconds * 1000)
+
+
+def check_ttl(ttl: TimeToLive) -> TimeToLive:
+    """Refuses what cannot be meant.
+
+    Raises:
+        PolicyError: a time that is not positive.
+    """
+    for seconds in ttl.values() if isinstance(ttl, Mapping) else (ttl,):
+        if seconds is not None and not seconds >= 0.001:
+            raise PolicyError(
+                f"ttl={seconds!r} cannot be: give seconds above 0, or None to keep sessions for ever"
+            )
+    return ttl

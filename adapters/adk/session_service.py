@@ -1,0 +1,481 @@
+"""`RedisSessionService`: ADK sessions in Redis, each a stream of its events and a hash of its state.
+
+One append is one script call that checks the writer's copy, writes event and state, all or nothing,
+and touches no earlier event. Opening a session is one call that answers with the state and the events
+this process has not seen. It gives the answers of ADK's in-memory service, but for what
+docs/session-service.md lists. Before changing it read `Session._storage_update_marker` in ADK's
+database service: here the marker is `incarnation/entry id of the last event`.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from google.adk.errors import StaleSessionError
+from google.adk.errors.already_exists_error import AlreadyExistsError
+from google.adk.errors.session_not_found_error import SessionNotFoundError
+from google.adk.events.event import Event
+from google.adk.platform import time as platform_time
+from google.adk.platform import uuid as platform_uuid
+from google.adk.sessions.base_session_service import (
+    BaseSessionService,
+    GetSessionConfig,
+    ListSessionsResponse,
+)
+from google.adk.sessions.session import Session
+from google.adk.sessions.state import State
+
+from adapters.adk.loop_stores import LoopStores
+from adapters.adk.session_cache import (
+    START,
+    CachedSession,
+    Entry,
+    Position,
+    SessionCache,
+    number_of,
+)
+from adapters.adk.session_codec import (
+    decode_event,
+    encode_event,
+    encode_state,
+    session_state,
+    shared_state,
+)
+from adapters.adk.session_options import TimeToLive, check_ttl, parse_address, ttl_ms
+from adapters.adk.stored_sessions import Append, Opened, Shared, StoredSessions
+from store.connection import shown
+from store.errors import BadAddress
+from store.keys import Keys, SessionKeys
+from store.namespace import DEFAULT_NAMESPACE
+
+logger = logging.getLogger(__name__)
+
+LifecycleCallback = Callable[[str, str, dict[str, str]], None]
+"""Called with type (`created`, `reused`, `cleaned_up`), ref (`session/<id>`) and `{"app", "user"}`."""
+
+
+class RedisSessionService(BaseSessionService):
+    """An ADK session service on Redis.
+
+    The constructor does no I/O; the connection is made by the first call, one for each event loop
+    that uses the service, and ends with that loop or with `close`.
+
+    Args:
+        url: `redis://…`, `rediss://…`, `unix://…` or `embedded://PATH`; see `store.connect`. A prefix
+            `agent-reconciler+` is allowed, and every option but a mapping can stand in the query.
+        namespace: keeps apart what shares a Redis; 1 to 64 of `A-Z a-z 0-9 _ . -`.
+        uri: the same as `url`, under the name by which ADK's service registry gives it.
+        cache_bytes: memory for events this process has seen, about; least recently used sessions go
+            first. 0 remembers nothing.
+        share_events: returned sessions hold the very events of the cache, which nobody may change
+            then. By default each event is copied when it is looked at.
+        accept_stale: an append through a copy that lacks events others appended goes through, as in
+            ADK's in-memory service. By default it is refused with StaleSessionError.
+        ttl: seconds after its last use (create, open, append) at which a session is dropped, for all
+            apps or by app name; None keeps sessions for ever.
+        max_event_bytes: the most that one event, or the state of one call, may take as JSON.
+        on_lifecycle: called, in the event loop, when a session is created, opened and deleted. It must
+            not block; what it raises is logged and goes no further.
+        agents_dir: given by the ADK command line, not used.
+
+    Raises:
+        BadAddress: the address cannot be used.
+        NamespaceError: the namespace has a name that cannot be.
+        PolicyError: a ttl that is not positive.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        namespace: str | None = None,
+        *,
+        uri: str | None = None,
+        cache_bytes: int | None = None,
+        share_events: bool | None = None,
+        accept_stale: bool | None = None,
+        ttl: TimeToLive = None,
+        max_event_bytes: int | None = None,
+        on_lifecycle: LifecycleCallback | None = None,
+        agents_dir: str | None = None,
+    ) -> None:
+        del agents_dir
+        given = url if url is not None else uri
+        if given is None or (url is not None and uri is not None):
+            raise BadAddress("RedisSessionService needs one address: give url, or uri")
+        address = parse_address(given)
+
+        def option(name: str, argument: Any, default: Any) -> Any:
+            return argument if argument is not None else address.options.get(name, default)
+
+        self.url = shown(address.url)
+        self.namespace: str = option("namespace", namespace, DEFAULT_NAMESPACE)
+        self.on_lifecycle = on_lifecycle
+        self._keys = Keys(self.namespace)
+        self._ttl: TimeToLive = check_ttl(option("ttl", ttl, None))
+        self._limit: int = option("max_event_bytes", max_event_bytes, 16 * 2**20)
+        self._share: bool = option("share_events", share_events, False)
+        self._accept_stale: bool = option("accept_stale", accept_stale, False)
+        self._cache = SessionCache(option("cache_bytes", cache_bytes, 64 * 2**20))
+        self._stores = LoopStores(address.url)
+        self._stored = StoredSessions(self._stores)
+
+    async def close(self) -> None:
+        """Closes the connections and stops an embedded server that this service started.
+
+        The service can be used again afterwards; it connects anew.
+        """
+        await self._stores.close()
+
+    async def __aenter__(self) -> Self:
+        await self._stores.open()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # --- sessions -------------------------------------------------------------------------------
+
+    async def create_session(
+        self,
+        *,
+        app_name: str,
+        user_id: str,
+        state: dict[str, Any] | None = None,
+        session_id: str | None = None,
+    ) -> Session:
+        """Creates a session.
+
+        Args:
+            app_name: any text.
+            user_id: any text.
+            state: its first state; `app:` and `user:` keys go where they are shared, `temp:` is
+                dropped.
+            session_id: any text, without the blanks around it; None or blank makes one up.
+
+        Returns:
+            The session as it is stored, with the app's and the user's state.
+
+        Raises:
+            AlreadyExistsError: there is such a session; nothing was changed.
+            NotJson, TooLarge: the state cannot be stored; nothing was.
+            RedisUnavailable: Redis does not answer.
+        """
+        session_id = (session_id.strip() if session_id else "") or platform_uuid.new_uuid()
+        doing = f"create_session of session/{session_id}"
+        delta = encode_state(state or {}, where=doing, limit=self._limit)
+        keys = self._session_keys(app_name, user_id, session_id)
+        # Not from ADK's provider, which a test or a replay may make repeat itself.
+        incarnation = secrets.token_hex(8).encode()
+        now = platform_time.get_time()
+        shared = await self._stored.create(
+            keys,
+            incarnation,
+            (_bytes(user_id), _bytes(session_id)),
+            now,
+            delta,
+            ttl=ttl_ms(self._ttl, app_name),
+            doing=doing,
+        )
+        if shared is None:
+            raise AlreadyExistsError(f"Session with id {session_id} already exists.")
+        own = dict(zip(delta.session[::2], delta.session[1::2], strict=True))
+        session = Session(
+            app_name=app_name,
+            user_id=user_id,
+            id=session_id,
+            state=_merged(own, shared),
+            last_update_time=now,
+        )
+        session._storage_update_marker = _marker(incarnation, START)
+        with self._cache.lock:
+            self._cache.put(keys.session, CachedSession(incarnation))
+        self._lifecycle("created", session)
+        return session
+
+    async def get_session(
+        self,
+        *,
+        app_name: str,
+        user_id: str,
+        session_id: str,
+        config: GetSessionConfig | None = None,
+    ) -> Session | None:
+        """Opens a session: its state, and its events, of which only new ones are read from Redis.
+
+        Args:
+            app_name: of the session.
+            user_id: of the session.
+            session_id: of the session.
+            config: limits the events; those beyond a limit are not read.
+
+        Returns:
+            The session, or None when there is none of that name.
+
+        Raises:
+            MalformedEntry: an event that this version of ADK cannot read.
+            RedisUnavailable: Redis does not answer.
+        """
+        session_id = session_id.strip() if session_id else session_id
+        doing = f"get_session of session/{session_id}"
+        keys = self._session_keys(app_name, user_id, session_id)
+        wanted = config.num_recent_events if config else None
+        after = config.after_timestamp if config else None
+        with self._cache.lock:
+            known = self._cache.get(keys.session)
+            position = known.position if known else Position()
+        opened = await self._stored.open(
+            keys, position, wanted, after, ttl=ttl_ms(self._ttl, app_name), doing=doing
+        )
+        if opened is None:
+            with self._cache.lock:
+                self._cache.drop(keys.session)
+            return None
+        with self._cache.lock:
+            if fresh := known is None or not opened.follows:
+                known = _as_cached(opened)
+            else:
+                known.extend(opened.entries)
+            self._remember(keys.session, known)
+            events = known.events(
+                number_of(opened.last),
+                wanted,
+                after,
+                where=f"session/{session_id}",
+                # Nobody else has what is not in the cache and never was.
+                share=self._share or (fresh and self._cache.get(keys.session) is not known),
+            )
+        session = Session(
+            app_name=app_name,
+            user_id=user_id,
+            id=session_id,
+            state=_merged(opened.own, opened.shared),
+            last_update_time=float(opened.own[b"at"]),
+        )
+        session.events = events
+        session._storage_update_marker = _marker(opened.incarnation, opened.last)
+        self._lifecycle("reused", session)
+        return session
+
+    def _remember(self, key: str, session: CachedSession) -> None:
+        """Puts a session into the cache, unless what is there knows more of its beginning."""
+        held = self._cache.get(key)
+        if (
+            held is None
+            or held is session
+            or held.incarnation != session.incarnation
+            or held.first >= session.first
+        ):
+            self._cache.put(key, session)
+
+    async def list_sessions(
+        self, *, app_name: str, user_id: str | None = None
+    ) -> ListSessionsResponse:
+        """Lists sessions with their state and without events, which are not read.
+
+        Args:
+            app_name: of the sessions.
+            user_id: only those of this user; None lists all users'.
+
+        Returns:
+            The sessions by last update time, then user, then id.
+
+        Raises:
+            RedisUnavailable: Redis does not answer.
+        """
+        doing = f"list_sessions of app {app_name}"
+        sessions = []
+        for own, shared in await self._stored.listed(
+            self._keys.app_sessions(app_name), user_id, doing=doing
+        ):
+            session = Session(
+                app_name=app_name,
+                user_id=_text(own[b"user"]),
+                id=_text(own[b"id"]),
+                state=_merged(own, shared),
+                last_update_time=float(own[b"at"]),
+            )
+            session._storage_update_marker = _marker(own[b"incarnation"], own[b"last"])
+            sessions.append(session)
+        sessions.sort(key=lambda session: (session.last_update_time, session.user_id, session.id))
+        return ListSessionsResponse(sessions=sessions)
+
+    async def delete_session(self, *, app_name: str, user_id: str, session_id: str) -> None:
+        """Deletes a session and its events, if there is one. App and user state stay.
+
+        Raises:
+            RedisUnavailable: Redis does not answer.
+        """
+        session_id = session_id.strip() if session_id else session_id
+        keys = self._session_keys(app_name, user_id, session_id)
+        doing = f"delete_session of session/{session_id}"
+        deleted = await self._stored.delete(keys, doing=doing)
+        with self._cache.lock:
+            self._cache.drop(keys.session)
+        if deleted:
+            self._lifecycle(
+                "cleaned_up", Session(app_name=app_name, user_id=user_id, id=session_id)
+            )
+
+    async def get_user_state(self, *, app_name: str, user_id: str) -> dict[str, Any]:
+        """The state that all sessions of a user share, its keys without `user:`.
+
+        Raises:
+            RedisUnavailable: Redis does not answer.
+        """
+        app = self._keys.app_sessions(app_name)
+        doing = f"get_user_state of user {user_id}"
+        return shared_state(await self._stored.user_state(app, user_id, doing=doing))
+
+    # --- append ---------------------------------------------------------------------------------
+
+    async def append_event(self, session: Session, event: Event) -> Event:
+        """Appends an event, and applies its state change, to the stored session and to `session`.
+
+        Delivering an equal event again changes nothing. An event that failed to be appended can be
+        given again, also when it is not known whether it was stored. On any error the stored session,
+        `session` and `event` are as they were.
+
+        Args:
+            session: as this service returned it. Several tasks of one event loop may append through
+                the same object at once.
+            event: a partial one is returned and not stored.
+
+        Returns:
+            The event, without its `temp:` state, which only `session` gets.
+
+        Raises:
+            SessionNotFoundError: there is no such session, or no longer.
+            StaleSessionError: somebody else appended since `session` was loaded; load it again.
+            NotJson, TooLarge: the event, or a value of its state change, cannot be stored.
+            RedisUnavailable: Redis does not answer.
+        """
+        if event.partial:
+            return event
+        doing = f"append_event to session/{session.id}"
+        keys = self._session_keys(session.app_name, session.user_id, session.id)
+        ttl = ttl_ms(self._ttl, session.app_name)
+        async with self._stores.of_this_loop().lock(keys.session):
+            changes = event.actions.state_delta if event.actions else {}
+            delta = encode_state(changes, where=doing, limit=self._limit)
+            text = encode_event(_without_temp(event), where=doing, limit=self._limit)
+            append = Append(
+                self._freshness(session), _bytes(event.id), text, event.timestamp, delta
+            )
+            answer = await self._stored.append(keys, append, 0, ttl=ttl, doing=doing)
+            while answer.outcome == "known":
+                entry_id = _find_equal(text, answer.same, doing)
+                if entry_id is None:
+                    # Other events have its id: all are kept.
+                    differing = len(answer.same)
+                    answer = await self._stored.append(
+                        keys, append, differing, ttl=ttl, doing=doing
+                    )
+                elif _follows(session, answer.incarnation, entry_id):
+                    # Stored by an earlier attempt whose answer was lost on the way.
+                    return self._commit(session, event, answer.incarnation, entry_id)
+                else:
+                    return event
+            if answer.outcome == "gone":
+                raise SessionNotFoundError(f"Session {session.id} not found.")
+            if answer.outcome == "stale":
+                raise StaleSessionError(
+                    f"The session {session.id} was changed in storage since it was loaded. Load it "
+                    "again with get_session before appending more events."
+                )
+            with self._cache.lock:
+                known = self._cache.get(keys.session)
+                if known and (known.incarnation, known.last) == (answer.incarnation, answer.before):
+                    known.extend([(answer.entry_id, text)])
+                    self._cache.put(keys.session, known)
+            return self._commit(session, event, answer.incarnation, answer.entry_id)
+
+    def _freshness(self, session: Session) -> tuple[str, str | bytes, str]:
+        """How the script can tell whether `session` is stale, as its first three arguments."""
+        if self._accept_stale:
+            return "any", "", ""
+        if session._storage_update_marker is not None:
+            return "marker", session._storage_update_marker, ""
+        # A session that did not come from here, or went through JSON: what the database service does.
+        last = session.events[-1].id if session.events else ""
+        return "event", _bytes(last), repr(session.last_update_time)
+
+    def _commit(self, session: Session, event: Event, incarnation: bytes, entry_id: bytes) -> Event:
+        """Does to the caller's session what was done to the stored one."""
+        self._apply_temp_state(session, event)
+        event = self._trim_temp_delta_state(event)
+        session.last_update_time = event.timestamp
+        session._storage_update_marker = _marker(incarnation, entry_id)
+        return self._commit_event_to_session(session, event)
+
+    def _session_keys(self, app: str, user: str, session: str) -> SessionKeys:
+        return self._keys.app_sessions(app).session(user, session)
+
+    def _lifecycle(self, kind: str, session: Session) -> None:
+        if self.on_lifecycle is None:
+            return
+        about = {"app": session.app_name, "user": session.user_id}
+        try:
+            self.on_lifecycle(kind, f"session/{session.id}", about)
+        except Exception:
+            # The conversation must not suffer from whoever keeps the books.
+            logger.exception("on_lifecycle failed for %s of session/%s", kind, session.id)
+
+
+def _marker(incarnation: bytes, last: bytes) -> str:
+    return f"{incarnation.decode()}/{last.decode()}"
+
+
+def _follows(session: Session, incarnation: bytes, entry_id: bytes) -> bool:
+    """Whether an entry is the one right after what a session object holds."""
+    held, _, last = (session._storage_update_marker or "").rpartition("/")
+    return held == incarnation.decode() and number_of(entry_id) == number_of(last.encode()) + 1
+
+
+def _find_equal(text: bytes, stored: Iterable[Entry], doing: str) -> bytes | None:
+    """The entry id of the stored event that equals this one, if there is any."""
+    for entry_id, other in stored:
+        if other == text or decode_event(other, where=doing) == decode_event(text, where=doing):
+            return entry_id
+    return None
+
+
+def _without_temp(event: Event) -> Event:
+    changes = event.actions.state_delta if event.actions else {}
+    if not any(key.startswith(State.TEMP_PREFIX) for key in changes):
+        return event
+    kept = {key: value for key, value in changes.items() if not key.startswith(State.TEMP_PREFIX)}
+    actions = event.actions.model_copy(update={"state_delta": kept})
+    return event.model_copy(update={"actions": actions})
+
+
+def _as_cached(opened: Opened) -> CachedSession:
+    first = number_of(opened.last) - len(opened.entries) + 1
+    before = opened.last if not opened.entries else START
+    known = CachedSession(opened.incarnation, first, before)
+    known.extend(opened.entries)
+    return known
+
+
+def _merged(own: Mapping[bytes, bytes], shared: Shared) -> dict[str, Any]:
+    return {
+        **session_state(own),
+        **shared_state(shared.app, State.APP_PREFIX),
+        **shared_state(shared.user, State.USER_PREFIX),
+    }
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogatepass")
