@@ -2,7 +2,8 @@
 
 What the test itself made and left behind counts, with the place where it was made; what fixtures made
 does not. The look happens right behind the test function, while its event loop is still there.
-`leak_probe = true` in the pytest settings asks for it in every test.
+`leak_probe = true` in the pytest settings asks for it in every test but those marked
+`leaks_on_purpose`.
 """
 
 from __future__ import annotations
@@ -14,16 +15,25 @@ import pytest
 
 from adapters.leak_probe import LeakProbe
 
+_EXCUSED = "leaks_on_purpose"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("leak_probe", "fail every test that leaks", type="bool", default=False)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"{_EXCUSED}: `leak_probe = true` passes this test over")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getini("leak_probe"):
-        for item in items:
-            if isinstance(item, pytest.Function) and "leak_probe" not in item.fixturenames:
-                item.fixturenames.insert(0, "leak_probe")
+    if not config.getini("leak_probe"):
+        return
+    for item in items:
+        if not isinstance(item, pytest.Function) or item.get_closest_marker(_EXCUSED) is not None:
+            continue
+        if "leak_probe" not in item.fixturenames:
+            item.fixturenames.insert(0, "leak_probe")
 
 
 @pytest.fixture

@@ -306,6 +306,7 @@ class TestSessionsOfTheService:
         assert not kept.closed
         await kept.close()
 
+    @pytest.mark.leaks_on_purpose
     async def test_watching_ends_without_a_trace(self) -> None:
         """The constructor of aiohttp is its own again."""
         before = aiohttp.ClientSession.__init__
