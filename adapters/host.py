@@ -25,7 +25,7 @@ from adapters.executor import Entry, Executor, current_order
 from adapters.inventory import InventoryBook
 from adapters.logs import get_logger
 from adapters.recorder import Recorder
-from adapters.registry import Index, ObservedDict, Registry, Teardown, observable
+from adapters.registry import Findings, Index, ObservedDict, Registry, Teardown, observable
 from store.channel import HostChannel
 from store.connection import Store, Unavailable, check_cancelled, connect, end_tasks
 from store.errors import Fenced, NotAlive, SequenceGap
@@ -255,7 +255,10 @@ class Host:
             self.registries.append(registry)
             registry.host = self
             for key, value in registry.items():
-                self.entry_added(registry, key, value, type="adopted")
+                if isinstance(registry, Findings):
+                    self.stray_added(registry, key)
+                else:
+                    self.entry_added(registry, key, value, type="adopted")
         self._report_due = True
         self._wake_up()
         return registry
@@ -294,6 +297,8 @@ class Host:
         else:
             for entry in [e for e in self.entries.values() if e.registry is registry]:
                 self.forget(entry, reason="no longer observed")
+            for ref in registry.strays:
+                self._book.let_go(ref)
             self.registries = [one for one in self.registries if one is not registry]
         registry.host = None
         self._report_due = True
@@ -470,6 +475,8 @@ class Host:
     ) -> None:
         """An object left a registry, in this tick."""
         entry = self.entries.get(registry.ref(key))
+        if entry is None:
+            self.stray_removed(registry, key)
         if entry is None or entry.registry is not registry:
             return
         self.forget(entry, reason=reason)
@@ -497,6 +504,21 @@ class Host:
             heir = entry.heir = self.entries[unclosed.ref(_identity(value))]
             heir.in_use = entry.in_use
             heir.seq = self.recorder.record("reused", heir.ref, attrs={"in_use": heir.in_use})
+
+    def stray_added(self, registry: Registry, key: Any) -> None:
+        """Something came into a registry that the log shall not hear of, in this tick."""
+        ref = registry.ref(key)
+        registry.strays.add(ref)
+        self._book.hold(ref)
+        self._wake_up()
+
+    def stray_removed(self, registry: Registry, key: Any) -> None:
+        """Something that the log never heard of left a registry, in this tick."""
+        ref = registry.ref(key)
+        if ref in registry.strays:
+            registry.strays.discard(ref)
+            self._book.let_go(ref)
+            self._wake_up()
 
     def entries_changed(self, gone: Iterable[IndexEntry], come: Iterable[IndexEntry]) -> None:
         """Entries of an index went or came, in this tick."""
@@ -570,16 +592,28 @@ class Host:
         """Something alive that uses `ref`, if there is anything."""
         return next((user for user in self._users.get(ref, ()) if user != ref), None)
 
-    def adopt(self, ref: str, *, order_id: str | None = None) -> Entry | None:
-        """Records a resource that a registry holds and the log never heard of; None if none does."""
+    def untracked(self, ref: str) -> Entry | None:
+        """What a registry holds under `ref` and the log never heard of; None if none does."""
         kind, _, id = ref.partition("/")
         for registry in self.registries:
             if registry.kind != kind:
                 continue
             for key, value in registry.items():
                 if registry.id(key) == id:
-                    return self.entry_added(registry, key, value, type="adopted", order_id=order_id)
+                    return Entry(ref, 0, registry, key, value)
         return None
+
+    def adopt(self, ref: str, *, order_id: str | None = None) -> Entry | None:
+        """Records a resource that a registry holds and the log never heard of; None if none does."""
+        found = self.untracked(ref)
+        if found is None or found.registry is None or isinstance(found.registry, Findings):
+            return None
+        return self.entry_added(
+            found.registry, found.key, found.obj, type="adopted", order_id=order_id
+        )
+
+    def _findings(self) -> dict[str, bool]:
+        return {r.kind: r.teardown is not None for r in self.registries if isinstance(r, Findings)}
 
     def report(self, request: str) -> None:
         """Looks at the registries themselves, and publishes the inventory as an answer."""
@@ -603,6 +637,7 @@ class Host:
             entries=tuple(line for index in self.indexes.values() for line in index.known()),
             kinds=frozenset(registry.kind for registry in self.registries),
             rss=self._self.memory_info().rss,
+            findings=self._findings(),
         )
 
     def _look_behind(self, registry: Registry) -> None:
@@ -751,6 +786,7 @@ class Host:
             fds=fds,
             outbox=len(self.recorder),
             answers=tuple(self._answers),
+            findings=self._findings(),
         )
 
     def _reincarnate(self, before: str, why: str) -> None:

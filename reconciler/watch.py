@@ -183,7 +183,7 @@ class ProcessWatch:
             tuple(
                 item
                 for ref in sorted(self._unknown)
-                if (item := untracked_item(self.process, ref, as_of)) is not None
+                if (item := untracked_item(self.process, ref, as_of, summary.findings)) is not None
             ),
         )
 
