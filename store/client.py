@@ -7,15 +7,18 @@ and many commands at once when one node is away (`Store.batch`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from redis.asyncio import Redis
-from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.cluster import ClusterNode, ClusterPipeline, RedisCluster
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 PLAIN = ("redis", "rediss", "unix")
 CLUSTER = ("redis+cluster", "rediss+cluster")
@@ -73,6 +76,38 @@ def _raw(reply: Any, **_: Any) -> Any:
     return reply
 
 
+class _Cluster(RedisCluster):
+    """RedisCluster whose failures are all failures of Redis.
+
+    When it learns of a failover it closes all its connections, also those that other tasks are just
+    opening; these find no stream to write to, and redis-py 8.1 lets the AttributeError through (on
+    Python 3.12 a TypeError: its issue 4287).
+    """
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        with _connections_closed():
+            return await super().execute_command(*args, **options)
+
+    def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> ClusterPipeline:
+        return _Pipeline(self, transaction)  # type: ignore[abstract]
+
+
+class _Pipeline(ClusterPipeline):
+    async def execute(self, *args: Any, **options: Any) -> list[Any]:
+        with _connections_closed():
+            return await super().execute(*args, **options)
+
+
+@contextmanager
+def _connections_closed() -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, TypeError) as error:
+        if not str(error).startswith("'NoneType' object"):
+            raise
+        raise RedisConnectionError("the connection was closed while it was opened") from error
+
+
 def _retry() -> Retry:
     return Retry(ExponentialBackoff(cap=0.5, base=0.02), 3)
 
@@ -82,7 +117,7 @@ def _cluster(address: str, options: dict[str, Any]) -> Any:
     if path.strip("/") not in {"", "0"}:
         raise ValueError("a cluster has no databases: leave out what follows the hosts")
     nodes = [ClusterNode(host, port) for host, port in hosts]
-    return RedisCluster(
+    return _Cluster(
         startup_nodes=nodes, retry=_retry(), max_connections=_CONNECTIONS_PER_NODE, **options
     )
 

@@ -141,7 +141,9 @@ class RedisCluster:
             if "cluster_state:ok" not in str(node.client.execute_command("CLUSTER", "INFO")):
                 return False
             nodes = node.client.cluster("NODES").values()
-            if sum("master" in n["flags"] for n in nodes) != 3 or any("fail" in n["flags"] for n in nodes):
+            if sum("master" in n["flags"] for n in nodes) != 3 or any(
+                "fail" in n["flags"] for n in nodes
+            ):
                 return False
             info = node.client.info("replication")
             if info["role"] == "slave":

@@ -13,16 +13,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import redis
 
-from store.keys import Keys
-from tests.e2e.programs import FAST_POLICY, NAMESPACE, Cli, HostProgram, Program, eventually, running
+from store.keys import Keys, PartitionKeys
+from tests.e2e.programs import (
+    FAST_POLICY,
+    NAMESPACE,
+    Cli,
+    HostProgram,
+    Program,
+    eventually,
+    running,
+)
 from tests.e2e.test_leaks import OPEN_CHATS
 from tests.e2e.test_leaks import TestEachLeak as _EachLeak
 from tests.e2e.test_leaks import TestInUse as _InUse
 from tests.e2e.test_leaks import TestProcesses as _Processes
 from tests.e2e.test_leaks import TestTheStory as _TheStory
-from tests.redis_processes import RedisCluster, SentinelSetup, until
+from tests.redis_processes import RedisCluster, SentinelSetup, Server, until
 from tests.redis_processes import running as running_redis
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -38,11 +45,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
 
 class OnACluster:
     @pytest.fixture
-    def url(self, cluster: RedisCluster) -> Iterator[str]:
+    def url(self, cluster: RedisCluster) -> str:
         """An empty cluster."""
         cluster.mend()
         cluster.flush()
-        yield cluster.url
+        return cluster.url
 
 
 class PatientCli(Cli):
@@ -68,18 +75,24 @@ class WhileAMasterDies(OnACluster):
         """Kills the master of the host's partition as soon as host and worker are both there."""
         over, killed = threading.Event(), threading.Event()
 
+        def host_is_in() -> tuple[PartitionKeys, Server] | None:
+            for number in range(16):
+                keys = Keys(NAMESPACE).partition(number)
+                master = cluster.master_of(keys.hosts)
+                if master.client.exists(keys.hosts):
+                    return keys, master
+            return None
+
         def kill_when_they_work() -> None:
-            while not over.wait(0.02):
-                for number in range(16):
-                    keys = Keys(NAMESPACE).partition(number)
-                    try:
-                        master = cluster.master_of(keys.hosts)
-                        if master.client.exists(keys.hosts, keys.lease) == 2:
-                            master.kill()
-                            killed.set()
-                            return
-                    except (redis.RedisError, AssertionError):
-                        continue
+            found = None
+            while found is None and not over.wait(0.02):
+                found = host_is_in()
+            while found is not None and not over.wait(0.001):
+                keys, master = found
+                if master.client.exists(keys.lease):
+                    master.kill()
+                    killed.set()
+                    return
 
         thread = threading.Thread(target=kill_when_they_work)
         thread.start()
@@ -154,7 +167,8 @@ class TestBehindSentinels:
         finally:
             setup.master.signal(signal.SIGCONT)
         until(
-            lambda: setup.master.client.info("replication")["role"] == "slave", "it is a replica now"
+            lambda: setup.master.client.info("replication")["role"] == "slave",
+            "it is a replica now",
         )
         chat.do(OPEN_CHATS, topics=["chess"])
         eventually(lambda: not any(chat.counts().values()), "everything goes", 40)

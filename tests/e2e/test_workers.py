@@ -173,7 +173,9 @@ class TestADeadWorker:
 
         def served() -> dict[int, int] | None:
             first = {
-                number: next((ms for ms, *_ in written_by_workers(client, number) if ms > killed), 0)
+                number: next(
+                    (ms for ms, *_ in written_by_workers(client, number) if ms > killed), 0
+                )
                 for number in orphaned
             }
             return first if all(first.values()) else None
@@ -215,7 +217,8 @@ class TestASleepingWorker:
         back = redis_ms(client)
         mine = held(client)[sleeper.process.pid]
         eventually(
-            lambda: all(written_by_workers(client, n)[-1][0] > back for n in mine), "it serves again"
+            lambda: all(written_by_workers(client, n)[-1][0] > back for n in mine),
+            "it serves again",
         )
         assert sleeper.process.poll() is None
         check_story(client, load)
