@@ -90,6 +90,7 @@ class Host:
         name: str,
         namespace: str = DEFAULT_NAMESPACE,
         lease_seconds: float = LEASE_SECONDS,
+        partitions: int | None = None,
         owns_store: bool = False,
     ) -> None:
         self.name = name
@@ -101,6 +102,7 @@ class Host:
         self._store = store
         self._owns_store = owns_store
         self._namespace_name = namespace
+        self._wanted_partitions = partitions
         self._lease_ms = int(lease_seconds * 1000)
         self._users: dict[str, dict[str, None]] = {}
         self._unowned: dict[str, Entry] = {}
@@ -129,6 +131,7 @@ class Host:
         name: str,
         namespace: str = DEFAULT_NAMESPACE,
         lease_seconds: float = LEASE_SECONDS,
+        partitions: int | None = None,
     ) -> Host:
         """A host for this process: `async with Host.connect(url, name="chat-api") as host:`.
 
@@ -137,6 +140,7 @@ class Host:
             name: of the service; the process is `name@hostname:pid:start`.
             namespace: of the log.
             lease_seconds: the process counts as lost when it was not heard of for so long.
+            partitions: how many the namespace must have; None takes what is recorded, or the default.
 
         Raises:
             BadAddress, RedisUnavailable, NamespaceError: when it is entered.
@@ -147,6 +151,7 @@ class Host:
             name=name,
             namespace=namespace,
             lease_seconds=lease_seconds,
+            partitions=partitions,
             owns_store=not isinstance(url, Store),
         )
 
@@ -166,7 +171,9 @@ class Host:
         self._thread = threading.get_ident()
         await self._store.open()
         try:
-            self._namespace: Namespace = await open_namespace(self._store, self._namespace_name)
+            self._namespace: Namespace = await open_namespace(
+                self._store, self._namespace_name, self._wanted_partitions
+            )
             self._log = EventLog(self._store, self._namespace)
             self._begin_incarnation()
             await self._channel.beat(self._lease_ms)

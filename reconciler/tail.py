@@ -51,37 +51,37 @@ class Tail:
         for partition in new:
             self.positions[partition] = START
         await self.catch_up(new)
+        if new:
+            self._log.interrupt()  # The wait that is going on does not know of them.
 
     async def catch_up(self, partitions: Iterable[int] | None = None) -> None:
         """Folds everything up to the present end."""
         for partition in list(self.positions) if partitions is None else partitions:
-            # A partition can be given up while its page is on the way.
-            while (position := self.positions.get(partition)) is not None:
-                page = await self._log.page(partition, position)
-                await self._absorb(page, position)
+            while (after := self.positions.get(partition)) is not None:
+                page = await self._log.page(partition, after)
+                await self._absorb(page, after)
                 if len(page.rows) + len(page.malformed) < PAGE:
                     break
                 await asyncio.sleep(0)  # A long history must not starve the lease.
 
     async def wait(self, *, block_ms: int) -> bool:
         """Waits for new entries and folds them; False when none came."""
-        if not self.positions:
-            await asyncio.sleep(block_ms / 1000)
-            return False
         asked = dict(self.positions)
         answer = await self._log.wait(asked, block_ms=block_ms)
         for partition, raw in answer:
-            await self._absorb(parse_page(partition, raw, asked[partition]), asked[partition])
+            after = asked[partition]
+            await self._absorb(parse_page(partition, raw, after), after)
         return bool(answer)
 
     async def _absorb(self, page: Page, after: str) -> None:
         """Folds a page that was read from the position `after` on."""
         partition, metrics, state = page.partition, self._metrics, self.state
         if partition not in self.positions:
-            return
+            return  # Given up meanwhile.
         position = id_key(self.positions[partition])
-        # When the partition was given up and begun anew meanwhile, what lies before is not folded.
-        if id_key(after) > position or id_key(page.position) <= position:
+        # A page that begins beyond what is folded was asked for before the partition was given up and
+        # taken again.
+        if not id_key(after) <= position < id_key(page.position):
             return
         for entry_id, row in page.rows:
             key = id_key(entry_id)
@@ -109,3 +109,4 @@ class Tail:
         for name in list(self.state.processes):
             if process_partition.get(name) in given_up:
                 del self.state.processes[name]
+        self._log.interrupt()

@@ -35,6 +35,7 @@ async def run_worker(
     full_pass_seconds: float = 30.0,
     lease_seconds: float = 10.0,
     name: str = "worker",
+    partitions: int | None = None,
 ) -> None:
     """Runs a worker until SIGTERM or SIGINT.
 
@@ -44,8 +45,10 @@ async def run_worker(
         policy: what is desired; it is recorded in the namespace for the other commands.
         http: `host:port` to listen on; None does not listen.
         full_pass_seconds: how often every process is looked at although nothing was heard.
-        lease_seconds: how long a partition stays with a worker that is not heard of.
+        lease_seconds: after so long at the latest others act for what this one held, when it is not
+            heard of any more.
         name: of the worker, as it stands in the log.
+        partitions: how many the namespace must have; None takes what is recorded, or the default.
 
     Raises:
         ReconcilerError: it cannot run; the message says why and what to do.
@@ -56,7 +59,12 @@ async def run_worker(
         loop.add_signal_handler(number, stop.set)
     async with connect(url) as store:
         reconciler = Reconciler(
-            store, namespace=namespace, policy=policy, name=name, lease_seconds=lease_seconds
+            store,
+            namespace=namespace,
+            policy=policy,
+            name=name,
+            lease_seconds=lease_seconds,
+            partitions=partitions,
         )
         await reconciler.open()
         space = reconciler.namespace

@@ -19,6 +19,10 @@ class RedisUnavailable(ReconcilerError):
     """No Redis answers at the address, or it cannot do what the log needs."""
 
 
+class RedisBusy(RedisUnavailable):
+    """Redis is there and cannot take a write for now: a failover, a full memory, a full disk."""
+
+
 class NamespaceError(ReconcilerError):
     """The namespace does not fit: a bad name, a newer schema, another number of partitions."""
 

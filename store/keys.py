@@ -133,6 +133,11 @@ class Keys:
         """Hash: worker id -> its heartbeat, as JSON."""
         return self._key("workers")
 
+    @property
+    def members(self) -> str:
+        """Sorted set: worker that takes part in sharing -> when it counts as gone, ms of Redis time."""
+        return self._key("members")
+
     def partition(self, number: int) -> PartitionKeys:
         return PartitionKeys(self.namespace, number)
 

@@ -24,13 +24,12 @@ from store.event import (
     encode,
 )
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
+from store.streams import RawEntry, Streams
 
 PAGE = 1000
 """Entries read in one round trip."""
 START = "0-0"
 """The position before the first entry."""
-
-RawEntry = tuple[bytes, list[bytes] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +117,7 @@ class EventLog:
         self._name = namespace if isinstance(namespace, str) else namespace.name
         self._wanted = partitions
         self._digests: dict[str, tuple[int, str]] = {}
+        self._streams = Streams(store)
 
     async def namespace(self) -> Namespace:
         """The opened namespace.
@@ -287,10 +287,14 @@ class EventLog:
         """Waits for entries after `positions` (partition -> entry id); empty when none came."""
         keys = (await self.namespace()).keys
         by_key = {keys.partition(p).log.encode(): p for p in positions}
-        answer = await read_streams(
-            self._store, {keys.partition(p).log: at for p, at in positions.items()}, block_ms
+        answer = await self._streams.read(
+            {keys.partition(p).log: at for p, at in positions.items()}, block_ms
         )
-        return [(by_key[key], raw) for key, raw in answer]
+        return [(by_key[key], raw) for key, raw in answer if key in by_key]
+
+    def interrupt(self) -> None:
+        """Ends a `wait` that is going on, so that the next one can be for other partitions."""
+        self._streams.interrupt()
 
     async def last(self, partition: int | None = None) -> dict[int, str]:
         """The id of the last entry of each partition (or of one), `0-0` where there is none."""
@@ -338,16 +342,6 @@ class EventLog:
             for answer in await pipe.execute()
             for entry_id, reason in answer.items()
         }
-
-
-async def read_streams(
-    store: Store, positions: Mapping[str, str], block_ms: int
-) -> list[tuple[bytes, list[RawEntry]]]:
-    """XREAD on several streams with raw replies: [(key, [(id, [field, value, …]), …]), …]."""
-    answer = await store.redis.execute_command(
-        "XREAD", "COUNT", PAGE, "BLOCK", block_ms, "STREAMS", *positions, *positions.values()
-    )
-    return answer or []
 
 
 async def _merge(streams: Sequence[AsyncIterator[LogEntry]]) -> AsyncIterator[LogEntry]:

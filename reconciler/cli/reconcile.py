@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,12 @@ from reconciler.policy import Policy
 from reconciler.reconciler import Reconciler
 from reconciler.result import exit_status, merge
 from store.channel import ask
-from store.connection import Store
 from store.errors import ReconcilerError, UnknownProcess
 from store.messages import Note
 from store.namespace import Namespace
 
 _ANSWER_SECONDS = 120.0
-_ASK_AGAIN = 3
+_AGAIN_SECONDS = 0.1
 
 
 @click.command()
@@ -61,57 +61,59 @@ async def _reconcile(
         alive = await live_hosts(namespace)
         chosen = choose(alive, process, namespace) if process is not None else None
         policy = policy or await recorded_policy(namespace)
-        parts = []
+        left: dict[int, list[str]] = {}
+        for one in chosen if chosen is not None else alive:
+            left.setdefault(namespace.partition_of(one), []).append(one)
+        parts: list[dict[str, Any]] = []
+        deadline = time.monotonic() + _ANSWER_SECONDS
         reconciler = Reconciler(store, namespace=name, policy=policy, name="admin")
         await reconciler.open()
-        try:
-            for _ in range(_ASK_AGAIN):
-                await reconciler.keep_leases()
-                held = reconciler.partitions
-                mine = [p for p in chosen or alive if namespace.partition_of(p) in held]
-                parts = (
-                    [(await reconciler.reconcile(mine, dry_run=dry_run)).as_dict()] if mine else []
+        while left:
+            async with reconciler.borrowed(list(left)) as held:
+                mine = [process for partition in held for process in left[partition]]
+                if mine:
+                    parts.append((await reconciler.reconcile(mine, dry_run=dry_run)).as_dict())
+            for partition in held:
+                del left[partition]
+            # A partition that changes hands while its worker is asked is asked for again.
+            for partition, answers in (
+                await _ask_workers(namespace, left, all_of_it=chosen is None, dry_run=dry_run)
+            ).items():
+                parts += answers
+                del left[partition]
+            if left and time.monotonic() > deadline:
+                raise ReconcilerError(
+                    "the worker that holds the partition does not answer: see `agent-reconciler "
+                    "status`, restart the worker, or wait until its lease lapses and try again"
                 )
-                others = [p for p in chosen or alive if namespace.partition_of(p) not in held]
-                answers = await _ask_workers(store, namespace, others, chosen, dry_run)
-                if None not in answers:
-                    parts += [answer for answer in answers if answer is not None]
-                    return merge(parts)
-            raise ReconcilerError(
-                "the worker that holds the partition does not answer: see `agent-reconciler status`, "
-                "restart the worker, or wait until its lease lapses and try again"
-            )
-        finally:
-            await reconciler.release()
+            if left:
+                await asyncio.sleep(_AGAIN_SECONDS)
+        return merge(parts)
 
 
 async def _ask_workers(
-    store: Store,
-    namespace: Namespace,
-    processes: Sequence[str],
-    chosen: Sequence[str] | None,
-    dry_run: bool,
-) -> list[dict[str, Any] | None]:
-    """Asks the workers that hold the partitions of some processes; None for no answer."""
-    notes = {
-        (namespace.partition_of(p), p if chosen is not None else None): Note(
-            "reconcile", p if chosen is not None else None, dry_run=dry_run
-        )
-        for p in processes
-    }
+    namespace: Namespace, processes: Mapping[int, Sequence[str]], *, all_of_it: bool, dry_run: bool
+) -> dict[int, list[dict[str, Any]]]:
+    """Asks the workers that hold some partitions; those of which an answer is missing are left out."""
+    notes = [
+        (partition, Note("reconcile", process, dry_run=dry_run))
+        for partition, some in processes.items()
+        for process in ([None] if all_of_it else some)
+    ]
     replies = await asyncio.gather(
-        *(
-            ask(namespace, partition, note, _ANSWER_SECONDS)
-            for (partition, _), note in notes.items()
-        )
+        *(ask(namespace, partition, note, _ANSWER_SECONDS) for partition, note in notes)
     )
-    answers: list[dict[str, Any] | None] = []
-    for reply in replies:
-        answer = json.loads(reply) if reply is not None else None
-        if answer is not None and "error" in answer:
+    answers: dict[int, list[dict[str, Any]]] = {}
+    missing: set[int] = set()
+    for (partition, _), reply in zip(notes, replies, strict=True):
+        if reply is None:
+            missing.add(partition)
+            continue
+        answer = json.loads(reply)
+        if "error" in answer:
             raise ReconcilerError(answer["error"])
-        answers.append(answer)
-    return answers
+        answers.setdefault(partition, []).append(answer)
+    return {partition: some for partition, some in answers.items() if partition not in missing}
 
 
 async def live_hosts(namespace: Namespace) -> list[str]:

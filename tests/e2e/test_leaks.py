@@ -81,7 +81,7 @@ class TestEachLeak:
         assert not chat.do("return kept['file'].closed")
         start_worker(policy=PATIENT_POLICY)
         eventually(lambda: chat.do("return kept['file'].closed"), "the toolset's file is closed")
-        assert chat.counts()["unclosed runners"] == 0
+        eventually(lambda: chat.counts()["unclosed runners"] == 0, "it is kept no longer")
 
 
 class TestInUse:
