@@ -29,6 +29,8 @@ from store import Store
 
 Eventually = Callable[..., Awaitable[None]]
 
+pytestmark = pytest.mark.leaks_on_purpose
+
 PLANTED = """
 import asyncio
 import logging
