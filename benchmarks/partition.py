@@ -37,6 +37,7 @@ from store.lease import Lease, take_lease  # noqa: E402
 from store.log import PAGE, START  # noqa: E402
 from store.messages import Action, Order, Summary  # noqa: E402
 from store.namespace import Namespace, open_namespace  # noqa: E402
+from tests.redis_processes import RedisCluster, running  # noqa: E402
 
 BATCH = 500
 ON_THE_WAY = 2
@@ -59,8 +60,15 @@ def payloads(process: str, count: int) -> list[bytes]:
 
 
 async def server_cpu(store: Store) -> float:
-    info = await store.redis.info("cpu")
-    return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
+    """Seconds of processor time that the server has used; in a cluster, all masters together."""
+    if not store.is_cluster:
+        infos = [await store.redis.info("cpu")]
+    else:
+        infos = [
+            await store.redis.execute_command("INFO", "cpu", target_nodes=node)
+            for node in store.redis.get_primaries()
+        ]
+    return sum(float(info["used_cpu_user"]) + float(info["used_cpu_sys"]) for info in infos)
 
 
 async def timed(store: Store, count: int, work: Callable[[], Awaitable[Any]]) -> dict[str, float]:
@@ -225,6 +233,34 @@ async def quiet_hosts(space: Namespace, hosts: int) -> dict[str, dict[str, float
     return {"heartbeat and summary of a quiet host": beats, "its inventory in a pass": passes}
 
 
+async def on_a_cluster(count: int) -> Figures:
+    """Sixteen partitions on three masters, each with a replica; all on this machine."""
+    with (
+        tempfile.TemporaryDirectory(prefix="ar-b-") as folder,
+        running(RedisCluster(Path(folder))) as cluster,
+    ):
+        async with connect(cluster.url) as store:
+            space = await open_namespace(store, "cluster")
+            log = EventLog(store, space)
+            work: dict[int, tuple[str, list[bytes]]] = {}
+            for number in range(10_000):
+                process = f"cluster@h:{number}:{number}"
+                if (partition := space.partition_of(process)) not in work:
+                    work[partition] = process, payloads(process, count // 16)
+
+            async def send(process: str, events: list[bytes]) -> None:
+                for begin in range(0, len(events), BATCH):
+                    await log.append_encoded(process, begin + 1, events[begin : begin + BATCH])
+
+            return {
+                "3 masters, 16 partitions: append": await timed(
+                    store, count // 16 * 16,
+                    lambda: asyncio.gather(*(send(p, events) for p, events in work.values())),
+                ),
+                "3 masters: lease round, 16 partitions, each": await lease_round(store, 16, 100),
+            }  # fmt: skip
+
+
 @contextlib.asynccontextmanager
 async def fresh() -> AsyncIterator[Store]:
     with tempfile.TemporaryDirectory(prefix="ar-b-") as folder:
@@ -272,7 +308,7 @@ async def measure(count: int) -> Figures:
                 store, partitions, max(1, 2000 // partitions)
             )
         figures |= await quiet_hosts(space, count // 100)
-    return figures
+    return figures | await on_a_cluster(count)
 
 
 def ratios(figures: Figures) -> dict[str, float]:
