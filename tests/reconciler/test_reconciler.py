@@ -351,46 +351,6 @@ class TestProcesses:
 class TestWorkers:
     """One acts for a partition at a time."""
 
-    async def test_second_waits_and_takes_over(
-        self, service: Service, start: Start, store: Store, namespace: str
-    ):
-        """A second reconciler gets no partition while the first lives, and takes over after it."""
-        first = await start(run=False)
-        assert len(first.partitions) == 16
-        assert first.unready() == []
-        async with Reconciler(store, namespace=namespace) as second:
-            await eventually(lambda: second._ready)
-            assert second.partitions == []
-            assert second.unready()
-            service.agent_runners["a"] = "gone"
-            await second.full_pass()
-            assert (await second.reconcile()).processes == []
-            assert service.agent_runners == {"a": "gone"}
-            await first.release()
-            await eventually(lambda: len(second.partitions) == 16)
-            await eventually(lambda: not service.agent_runners)
-
-    async def test_paused_worker_can_do_no_harm(
-        self, service: Service, start: Start, store: Store, namespace: str, log: EventLog
-    ):
-        """A worker whose leases another has taken writes nothing any more, and drops them."""
-        first = await start(run=False)
-        for partition in first.partitions:
-            await store.redis.delete(first.namespace.keys.partition(partition).lease)
-        async with Reconciler(store, namespace=namespace) as second:
-            await eventually(lambda: len(second.partitions) == 16)
-            before = len(await story(log))
-            service.sessions["s"] = "r"
-            first._clock_offset_ms += 10_000_000
-            await eventually(lambda: len(service.host.recorder) == 0)
-            with pytest.raises(Exception, match="may no longer write"):
-                await first.reconcile()
-            await first.keep_leases()
-            assert first.partitions == []
-            assert first.tail.state.processes == {}
-            assert len(await story(log)) == before + 1
-            assert service.sessions
-
     async def test_requests_through_the_inbox(self, service: Service, start: Start, log: EventLog):
         """A forced pass can be asked for through Redis, and is answered."""
         reconciler = await start()
