@@ -179,7 +179,7 @@ class Reconciler:
                     self._lose(partition, f"now held by {got.holder}")
             elif channel is None or channel.lease.epoch != got.epoch:
                 self._gain(got)
-        await self.tail.add(self._channels)
+        self._touch(await self.tail.add(self._channels))
         await self._inbox.open(list(self._channels))
         self.metrics.partitions.set(len(self._channels))
         self._ready = True
@@ -192,8 +192,7 @@ class Reconciler:
     def _lose(self, partition: int, why: str) -> None:
         if self._channels.pop(partition, None) is not None:
             log.warning("lease lost", partition=partition, why=why)
-            of = {p: self._partition(p) for p in self.tail.state.processes}
-            self.tail.drop([partition], of)
+            self.tail.drop([partition])
 
     def _partition(self, process: str) -> int:
         return self.namespace.partition_of(process)
