@@ -15,6 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from math import inf
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ import structlog
 
 from reconciler.desired import desired_until
 from reconciler.drift import Drift, find_drift
+from reconciler.housekeeping import Housekeeping
 from reconciler.metrics import Metrics
 from reconciler.plan import Plan, Step, Waiting, make_plan
 from reconciler.policy import Policy
@@ -105,6 +107,7 @@ class Reconciler:
         self.log = EventLog(self._store, self.namespace)
         self.tail = Tail(self.log, self.metrics, self._seen)
         self.inventories = InventoryReader(self.namespace)
+        self.housekeeping = Housekeeping(self.log, self.tail, lambda: self.leases, self.now_ms)
         self._inbox = Inbox(self.namespace)
         await self._set_clock()
         return self
@@ -141,6 +144,11 @@ class Reconciler:
     def partitions(self) -> list[int]:
         """The partitions it acts for."""
         return sorted(self._channels)
+
+    @property
+    def leases(self) -> dict[int, Lease]:
+        """The leases it holds, by partition."""
+        return {partition: channel.lease for partition, channel in self._channels.items()}
 
     def outboxes(self) -> dict[str, int]:
         """Process -> events that it has not sent yet, as it last said."""
@@ -261,7 +269,7 @@ class Reconciler:
                 await asyncio.sleep(0.2)
             self._touch({n.process for _, n in notes if n.process and n.kind == "inventory"})
             for partition, note in notes:
-                if note.kind == "reconcile" and note.request is not None:
+                if note.kind in {"reconcile", "archive"} and note.request is not None:
                     task = asyncio.create_task(self._answer(partition, note))
                     self._requests.add(task)
                     task.add_done_callback(self._requests.discard)
@@ -270,13 +278,15 @@ class Reconciler:
         if note.deadline_ms and self.now_ms() > note.deadline_ms:
             return
         assert note.request is not None
+        payload: Any
         try:
-            result = await self.reconcile(
-                [note.process] if note.process else None,
-                dry_run=note.dry_run,
-                partition=partition,
-            )
-            payload: Any = result.as_dict()
+            if note.kind == "archive":
+                payload = asdict(await self.housekeeping.keep(partition))
+            else:
+                processes = [note.process] if note.process else None
+                payload = (
+                    await self.reconcile(processes, dry_run=note.dry_run, partition=partition)
+                ).as_dict()
         except ReconcilerError as error:
             payload = {"error": str(error)}
         with contextlib.suppress(*Unavailable):
@@ -331,9 +341,11 @@ class Reconciler:
         for channel in list(self._channels.values()):
             for process in await channel.lapsed_hosts():
                 reason = "its lease lapsed: the process was not heard of in time"
+                known = self.tail.state.processes.get(process)
                 event = EventRow(
-                    "process_lost", f"process/{process}", "", 0, time.time(), process, reason=reason
-                )
+                    "process_lost", f"process/{process}", "", 0, time.time(), process, reason=reason,
+                    attrs={"last_seq": known.seq} if known is not None else None,
+                )  # fmt: skip
                 with contextlib.suppress(Fenced):
                     if await channel.close_lost(process, event):
                         self.metrics.lost.inc()

@@ -35,12 +35,14 @@ class Tail:
         state: the fold of everything read.
         parts: the same, by partition.
         positions: partition -> id of the last entry folded.
+        begun: partition -> events in the snapshot that it began with, 0 without one.
     """
 
     def __init__(self, event_log: EventLog, metrics: Metrics, hook: Hook) -> None:
         self.state = FleetState()
         self.parts: dict[int, FleetState] = {}
         self.positions: dict[int, str] = {}
+        self.begun: dict[int, int] = {}
         self._log = event_log
         self._metrics = metrics
         self._hook = hook
@@ -57,6 +59,7 @@ class Tail:
             part, position = await nearest_snapshot(namespace, partition)
             if partition not in self.positions:
                 self.parts[partition], self.positions[partition] = part, position
+                self.begun[partition] = part.events
                 self.state.take(part)
         await self.catch_up(new)
         return [p for one in new if one in self.parts for p in self.parts[one].processes]

@@ -106,6 +106,13 @@ class Archive:
                 "written: nothing was trimmed; see to the disk, then try again"
             )
 
+    def try_writing(self) -> None:
+        """Writes a file and removes it, to learn early whether the place can be written to."""
+        with self._doing("write to"):
+            self._fs.makedirs(self._root, exist_ok=True)
+            self._put(self._root, ".writable", b"", 0)
+            self._fs.rm_file(f"{self._root}/.writable")
+
     def _put(self, folder: str, name: str, data: bytes, epoch: int) -> None:
         temporary = f"{folder}/.{name}.e{epoch}.tmp"
         with self._fs.open(temporary, "wb") as file:

@@ -385,6 +385,21 @@ class EventLog:
             for number, answer in zip(chosen, answers, strict=True)
         }
 
+    async def end(self, partition: int) -> tuple[str, dict[str, int | None]]:
+        """The last entry of a partition and, of the same instant, the last seq of each process.
+
+        A process that was declared lost has None.
+        """
+        keys = (await self.namespace()).keys.partition(partition)
+        async with self._store.redis.pipeline(transaction=True) as pipe:
+            pipe.xrevrange(keys.log, count=1)
+            pipe.hgetall(keys.seqs)
+            last, seqs = await pipe.execute()
+        numbers = {
+            process.decode(): None if seq == b"lost" else int(seq) for process, seq in seqs.items()
+        }
+        return last[0][0].decode() if last else START, numbers
+
     async def last_seq(self, process: str) -> int:
         """The last sequence number of a process in the log; 0 when there is none."""
         keys = (await self.namespace()).partition_keys(process)

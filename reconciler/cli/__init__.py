@@ -16,11 +16,13 @@ import click
 from redis.exceptions import RedisError
 
 from reconciler import logs
+from reconciler.cli.archive import archive
 from reconciler.cli.demo import demo
 from reconciler.cli.log import log
 from reconciler.cli.reconcile import reconcile
 from reconciler.cli.replay import replay
 from reconciler.cli.status import status
+from reconciler.cli.verify import verify
 from reconciler.cli.worker import worker
 from store.connection import Unavailable
 from store.errors import ReconcilerError
@@ -36,7 +38,7 @@ def cli() -> None:
     logs.configure(level=logging.ERROR)
 
 
-for command in (demo, worker, reconcile, status, log, replay):
+for command in (demo, worker, reconcile, status, log, replay, archive, verify):
     cli.add_command(command)
 
 
