@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
+
 from reconciler.fold import FleetState
 from reconciler.snapshot import OtherFold, decode_state, encode_state
 from store.archive import Archive, open_archives
@@ -39,6 +41,8 @@ from store.snapshots import (
     warn_damaged,
     write_snapshot,
 )
+
+log = structlog.get_logger("reconciler.history")
 
 Progress = Callable[[int], None]
 """Called with the number of entries done since the last call."""
@@ -71,7 +75,7 @@ async def nearest_snapshot(
     """The latest snapshot at or before `until` that is whole, and its position; or an empty state.
 
     Raises:
-        HistoryDropped: there is none, and the log no longer goes back far enough to do without.
+        HistoryDropped: there is none at or before `until`, and the log no longer goes back so far.
     """
     covered = await read_covered(namespace, partition)
     for position in await snapshot_positions(namespace, partition):
@@ -85,12 +89,17 @@ async def nearest_snapshot(
         if found is not None:
             return found
     if id_key(covered.dropped) > (0, 0):
-        asked = f"the state at {key_id(until)}" if until is not None else "the present state"
-        raise HistoryDropped(
-            f"{asked} cannot be told: partition {partition} of namespace {namespace.name} was dropped up "
-            f"to {covered.dropped} (archive: off), and no snapshot in between is left; ask for a later "
-            "moment"
+        lost = (
+            f"partition {partition} of namespace {namespace.name} was dropped up to {covered.dropped} "
+            "(archive: off), and no snapshot that can be read is left"
         )
+        if until is not None:
+            raise HistoryDropped(
+                f"the state at {key_id(until)} cannot be told: {lost} before it; ask for a later moment"
+            )
+        # Better a worker that knows only what came since than none.
+        log.error("state incomplete: what was alive before is not known", reason=lost)
+        return FleetState(), covered.dropped
     return FleetState(), START
 
 

@@ -253,7 +253,8 @@ class EventLog:
         """
         raw = await self._after(partition, after, until, count)
         page = parse_page(partition, raw, after)
-        page.end = len(raw) < count and id_key(after) >= (await self._past()).trimmed(partition)
+        in_stream = id_key(after) >= (await self._past()).trimmed(partition)
+        page.end = not raw or (in_stream and len(raw) < count)
         return page
 
     async def pages(
