@@ -26,6 +26,10 @@ async def story(store: Store, namespace: str, monkeypatch: pytest.MonkeyPatch) -
     return await begin(store, namespace)
 
 
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/p0000/*.jsonl.gz"))
+
+
 async def check(story: Story) -> Verification:
     return await verify_log(EventLog(story.store, story.namespace))
 
@@ -162,7 +166,7 @@ class TestArchive:
         found = await check(story)
         assert found.whole, found.problems
         assert (found.events, found.segments) == (2520, 3)
-        return sorted(folder.glob("*/p0000/*.jsonl.gz"))
+        return files(folder)
 
     @pytest.mark.parametrize("tamper", [edit, edit_with_new_digest, remove, double, add, reorder])
     async def test_tampering_is_found(self, story: Story, tmp_path: Path, tamper: Tamper):
