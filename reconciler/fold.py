@@ -132,6 +132,9 @@ class ProcessState(msgspec.Struct):
         self.gone[target] = seq
         if len(self.gone) > GONE_KEPT:
             del self.gone[next(iter(self.gone))]
+            if seq % 256 == 0:
+                # The first key of a dict is found by passing over all that were deleted before it.
+                self.gone = dict(self.gone)
 
     def close(self, ref: str, seq: int, at_ms: int) -> None:
         """Takes a resource out of what is alive."""
