@@ -36,12 +36,17 @@ from store import EventLog, connect
 from store.event import NO_DIGEST, EventRow, encode
 from store.lease import Lease, take_lease
 from store.namespace import Namespace, open_namespace
-from store.position import id_key
+from store.position import ms_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = "eventsourcing==9.4.6"
 PAGE = 1000
-HOLD = {"replay_to_reads": 0.55, "replay_to_peer": 4.0, "bytes_per_resource": 400, "ready_seconds": 5.0}
+HOLD = {
+    "replay_to_reads": 0.55,
+    "replay_to_peer": 4.0,
+    "bytes_per_resource": 400,
+    "ready_seconds": 5.0,
+}
 
 
 def life(count: int, process: str = "svc@host:1:1") -> Iterator[EventRow]:
@@ -68,11 +73,10 @@ def life(count: int, process: str = "svc@host:1:1") -> Iterator[EventRow]:
 
 
 async def fill(log: EventLog, count: int) -> None:
-    digest, batch, first, done = NO_DIGEST, [], 1, 0
+    digest, batch, first = NO_DIGEST, list[bytes](), 1
     for row in life(count):
         payload, digest = encode(row, digest)
         batch.append(payload)
-        done += 1
         if len(batch) == 500:
             await log.append_encoded("svc@host:1:1", first, batch)
             first, batch = first + 500, []
@@ -106,7 +110,7 @@ async def replay(log: EventLog) -> tuple[int, float]:
     began = time.perf_counter()
     async for page in log.pages(0):
         for entry_id, row in page.rows:
-            state.apply(row, id_key(entry_id)[0])
+            state.apply(row, ms_of(entry_id))
     return state.events, time.perf_counter() - began
 
 
@@ -165,7 +169,8 @@ count = int(sys.argv[2])
 number = 0
 while events < count:
     number += 1
-    one = Session(ref=f"session/{number:032x}", uses=[f"runner/{number // 100:08x}"], user=f"user-{number % 1000}")
+    uses, user = [f"runner/{number // 100:08x}"], f"user-{number % 1000}"
+    one = Session(ref=f"session/{number:032x}", uses=uses, user=user)
     for _ in range(3): one.reuse(in_use=0)
     if number % 10: one.clean_up(reason="idle for 3600.0 s")
     events += one.pending_events.__len__()
@@ -195,11 +200,11 @@ class Peer:
     """The peer as a child that replays when it is told to."""
 
     def __init__(self, folder: Path, events: int) -> None:
-        home = ROOT / ".venv-eventsourcing"
+        home = ROOT / ".venv" / "peers" / "eventsourcing"
         python = home / "bin" / "python"
         if not python.exists():
             print(f"setting up {home.name} (once) …", file=sys.stderr)
-            venv.create(home, with_pip=True)
+            venv.create(home, with_pip=True, clear=True)
             subprocess.run([python, "-m", "pip", "install", "--quiet", PEER], check=True)
         self.process = subprocess.Popen(
             [python, "-c", PEER_PROGRAM, str(folder / "peer.sqlite"), str(events)],
@@ -266,7 +271,7 @@ async def _snapshot_and_start(
     state = FleetState()
     async for page in log.pages(0):
         for entry_id, row in page.rows:
-            state.apply(row, id_key(entry_id)[0])
+            state.apply(row, ms_of(entry_id))
     lease = await take_lease(namespace, 0, "bench@host:1:1", 60_000)
     assert isinstance(lease, Lease)
     await save_snapshot(namespace, lease, state, (await log.last())[0])
@@ -286,6 +291,7 @@ def main() -> int:
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    gc.set_threshold(50_000, 50, 50)  # As the command line does.
     events = options.events or (100_000 if options.quick else 1_000_000)
     result = {"bytes_per_resource": memory(100_000 if options.quick else 1_000_000)}
     result |= asyncio.run(measure(events, 20_000, not options.no_peer))

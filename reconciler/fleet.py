@@ -17,7 +17,7 @@ from store.connection import Store
 from store.log import EventLog
 from store.messages import Inventory, Summary
 from store.namespace import Namespace
-from store.position import id_key
+from store.position import ms_of
 
 Progress = Callable[[int], None]
 """Called with the number of entries read since the last call."""
@@ -84,7 +84,7 @@ async def fold_partition(
     high = "+" if until is None else f"{until[0]}-{until[1]}"
     async for page in event_log.pages(partition, position, until=high):
         for entry_id, row in page.rows:
-            state.apply(row, id_key(entry_id)[0])
+            state.apply(row, ms_of(entry_id))
         progress(len(page.rows) + len(page.malformed))
         if page.malformed:
             await event_log.quarantine(partition, page.malformed)

@@ -179,13 +179,14 @@ class FleetState(msgspec.Struct):
         """
         self.events += 1
         kind = event.type
-        holder = event.holder or event.process
+        writer = event.process
+        holder = event.holder or writer
         process = self.processes.get(holder)
         if process is None:
-            if kind in ENDS or holder != event.process:
+            if kind in ENDS or holder != writer:
                 return None
             process = self.processes[holder] = ProcessState(holder, at_ms, at_ms)
-        if holder == event.process:
+        if holder == writer:
             process.seq = event.seq
             process.last_ms = at_ms
         if kind in _ALIVE:
@@ -242,6 +243,7 @@ class FleetState(msgspec.Struct):
 
 _LARGEST = 2**52
 """Larger numbers are taken for this one: a state must fit into a snapshot, whatever a host writes."""
+_NUMBER = (int, float)
 _ALIVE = frozenset({"created", "reused", "adopted"})
 _NOT_DONE = frozenset({"cleanup_failed", "cleanup_refused"})
 ENDS = frozenset({"process_stopped", "process_lost"})
@@ -250,9 +252,10 @@ ENDS = frozenset({"process_stopped", "process_lost"})
 
 def _alive(process: ProcessState, event: Event, at_ms: int) -> None:
     ref = event.ref
-    resource = process.resources.get(ref)
+    resources = process.resources
+    resource = resources.get(ref)
     if resource is None:
-        resource = process.resources[ref] = Resource(ref, event.seq, at_ms, at_ms)
+        resource = resources[ref] = Resource(ref, event.seq, at_ms, at_ms)
         process.gone.pop(ref, None)
     else:
         resource.seq = event.seq
@@ -260,11 +263,11 @@ def _alive(process: ProcessState, event: Event, at_ms: int) -> None:
     uses = event.uses
     if uses is not None:
         # Many sessions use one runner: its name is kept once.
-        resource.uses = tuple(map(intern, uses))
+        resource.uses = tuple([intern(used) for used in uses])
     for used in resource.uses:
         # Using a session is using its runner, and the runner's use is its agent's. One step is
         # enough: what is kept alive further down follows from the desired state.
-        target = process.resources.get(used)
+        target = resources.get(used)
         if target is not None and target.used_ms < at_ms:
             target.used_ms = at_ms
     if event.owned_by is not None:
@@ -277,10 +280,13 @@ def _alive(process: ProcessState, event: Event, at_ms: int) -> None:
 
 def _take_attrs(resource: Resource, attrs: dict[str, Scalar], at_ms: int) -> None:
     in_use = attrs.get("in_use")
-    if isinstance(in_use, int):
-        resource.in_use = min(int(in_use), _LARGEST)
+    if in_use is not None:
+        if isinstance(in_use, int):
+            resource.in_use = int(in_use) if in_use < _LARGEST else _LARGEST
+        if len(attrs) == 1:
+            return  # A use, the most frequent event of all.
     stay = attrs.get("keep_alive_s")
-    if isinstance(stay, int | float):
+    if isinstance(stay, _NUMBER):
         until = at_ms + int(min(stay, _LARGEST / 1000) * 1000)
         resource.keep_until_ms = max(resource.keep_until_ms, until)
     user = attrs.get("user")

@@ -11,6 +11,7 @@ one, and shares the processes with them. No process is in two partitions.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import structlog
@@ -20,7 +21,7 @@ from reconciler.history import nearest_snapshot
 from reconciler.metrics import Metrics
 from store.event import EventRow
 from store.log import EventLog, Page, parse_page
-from store.position import id_key
+from store.position import id_key, ms_of
 
 log = structlog.get_logger("reconciler.tail")
 
@@ -106,18 +107,22 @@ class Tail:
         """Folds what of a page is after a position, without a pause: the state is of one instant."""
         part, everyone, metrics = self.parts[page.partition], self.state.processes, self._metrics
         events, lost, stopped = part.events, part.lost, part.stopped
+        types: Counter[str] = Counter()
+        skip = id_key(page.after) < position
         for entry_id, row in page.rows:
-            key = id_key(entry_id)
-            if key <= position:
+            if skip and id_key(entry_id) <= position:
                 continue
-            process = part.apply(row, key[0])
+            at_ms = ms_of(entry_id)
+            process = part.apply(row, at_ms)
             if process is not None:
                 if row.type in ENDS:
                     everyone.pop(process.id, None)
                 elif process.id not in everyone:
                     everyone[process.id] = process
-            metrics.events.labels(row.type).inc()
-            self._hook(page.partition, key[0], row)
+            types[row.type] += 1
+            self._hook(page.partition, at_ms, row)
+        for type, count in types.items():
+            metrics.events.labels(type).inc(count)
         self.state.events += part.events - events
         self.state.lost += part.lost - lost
         self.state.stopped += part.stopped - stopped

@@ -77,7 +77,9 @@ def parse_page(partition: int, raw: Sequence[RawEntry], after: str) -> Page:
     for entry_id, fields in raw:
         name = entry_id.decode()
         try:
-            rows.append((name, decode_row(_payload(fields))))
+            if fields is None or len(fields) != 2 or fields[0] != b"e":
+                raise MalformedEntry(_NOT_ONE_FIELD)
+            rows.append((name, decode_row(fields[1])))
         except MalformedEntry as error:
             page.malformed.append((name, str(error)))
     if raw:
@@ -85,9 +87,12 @@ def parse_page(partition: int, raw: Sequence[RawEntry], after: str) -> Page:
     return page
 
 
+_NOT_ONE_FIELD = "the entry has no field e, or more than that"
+
+
 def _payload(fields: Sequence[bytes] | None) -> bytes:
     if not fields or len(fields) != 2 or fields[0] != b"e":
-        raise MalformedEntry("the entry has no field e, or more than that")
+        raise MalformedEntry(_NOT_ONE_FIELD)
     return fields[1]
 
 

@@ -25,6 +25,11 @@ def id_key(entry_id: str) -> Key:
     return int(ms), int(n or 0)
 
 
+def ms_of(entry_id: str) -> int:
+    """The Redis time in an entry id, in ms."""
+    return int(entry_id[: entry_id.index("-")])
+
+
 def key_id(key: Key) -> str:
     """The entry id of a value of `id_key`."""
     return f"{key[0]}-{key[1]}"

@@ -8,6 +8,7 @@ what to do; a traceback never reaches the user.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -36,6 +37,8 @@ def cli() -> None:
     """Finds and tears down what services that run LLM agents leak."""
     # What a command finds it prints; only the worker tells its log. Standard output stays clean.
     logs.configure(level=logging.ERROR)
+    # Folding makes millions of values and no cycles; looking for these takes a third of the time.
+    gc.set_threshold(50_000, 50, 50)
 
 
 for command in (demo, worker, reconcile, status, log, replay, archive, verify):

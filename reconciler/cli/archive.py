@@ -28,7 +28,7 @@ from store.lease import HeldByOther, Lease, release_lease, take_lease
 from store.log import EventLog
 from store.messages import Note
 from store.namespace import Namespace
-from store.position import id_key
+from store.position import ms_of
 from store.retention import OFF, Retention, read_retention, write_retention
 
 _LEASE_MS = 10_000
@@ -126,7 +126,7 @@ async def _fold(event_log: EventLog, partition: int) -> tuple[FleetState | None,
     position = beginning
     async for page in event_log.pages(partition, beginning):
         for entry_id, row in page.rows:
-            state.apply(row, id_key(entry_id)[0])
+            state.apply(row, ms_of(entry_id))
         position = page.position
     return (state if position != beginning else None), position
 
