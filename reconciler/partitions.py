@@ -140,7 +140,7 @@ class Partitions:
         self.channels.pop(partition, None)
         self._opening.pop(partition, None)
         of = {p: self._namespace.partition_of(p) for p in self._tail.state.processes}
-        self._tail.drop([partition], of)
+        self._tail.drop([partition])
         self._forget([process for process, where in of.items() if where == partition])
 
     async def open_gained(self) -> None:
@@ -254,9 +254,11 @@ class Partitions:
                     await self._close(channel, process)
 
     async def _close(self, channel: WorkerChannel, process: str) -> None:
+        known = self._tail.state.processes.get(process)
         event = EventRow(
             "process_lost", f"process/{process}", "", 0, time.time(), process,
             reason="its lease lapsed: the process was not heard of in time",
+            attrs={"last_seq": known.seq} if known is not None else None,
         )  # fmt: skip
         with contextlib.suppress(Fenced):
             if await channel.close_lost(process, event):

@@ -15,6 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from math import inf
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ import structlog
 
 from reconciler.drift import Drift, find_drift
 from reconciler.fold import ProcessState, target_of
+from reconciler.housekeeping import Housekeeping
 from reconciler.metrics import Metrics
 from reconciler.partitions import Partitions
 from reconciler.plan import Plan, Step, Waiting, make_plan
@@ -33,6 +35,7 @@ from store.channel import Inbox, InventoryReader, answer
 from store.connection import BLOCK_MS, Store, Unavailable, check_cancelled, end_tasks
 from store.errors import Fenced, ReconcilerError, SequenceGap, UnknownProcess
 from store.event import EventRow, Scalar, process_id
+from store.lease import Lease
 from store.log import EventLog
 from store.messages import Action, HostPort, Note, Order, encode_message
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
@@ -114,6 +117,7 @@ class Reconciler:
         self.watches = Watches(self.policy)
         self.tail = Tail(self.log, self.metrics, self._seen, self.watches.fold)
         self.inventories = InventoryReader(self.namespace)
+        self.housekeeping = Housekeeping(self.log, self.tail, lambda: self.leases, self.now_ms)
         self._inbox = Inbox(self.namespace)
         self._acting = Partitions(
             self.namespace,
@@ -161,6 +165,11 @@ class Reconciler:
     def partitions(self) -> list[int]:
         """The partitions it acts for."""
         return sorted(self._acting.channels)
+
+    @property
+    def leases(self) -> dict[int, Lease]:
+        """The leases it holds, by partition."""
+        return {partition: channel.lease for partition, channel in self._acting.channels.items()}
 
     def outboxes(self) -> dict[str, int]:
         """Process -> events that it has not sent yet, as it last said."""
@@ -266,7 +275,7 @@ class Reconciler:
             news = {n.process for _, n in notes if n.process and n.kind == "inventory"}
             self.hear_of(news)
             for partition, note in notes:
-                if note.kind == "reconcile" and note.request is not None:
+                if note.kind in {"reconcile", "archive"} and note.request is not None:
                     task = asyncio.create_task(self._answer(partition, note))
                     self._requests.add(task)
                     task.add_done_callback(self._requests.discard)
@@ -280,12 +289,13 @@ class Reconciler:
         try:
             if not await self._acting.acts_for(partition):
                 return
-            result = await self.reconcile(
-                [note.process] if note.process else None,
-                dry_run=note.dry_run,
-                partition=partition,
-            )
-            payload: Any = result.as_dict()
+            payload: Any
+            if note.kind == "archive":
+                payload = asdict(await self.housekeeping.keep(partition))
+            else:
+                chosen = [note.process] if note.process else None
+                result = await self.reconcile(chosen, dry_run=note.dry_run, partition=partition)
+                payload = result.as_dict()
         except (Fenced, *Unavailable):
             return  # Who asked sees that the lease changed hands, and asks again.
         except ReconcilerError as error:

@@ -62,6 +62,14 @@ class BadMoment(ReconcilerError):
     """A time, an entry id or a resource that cannot be looked up."""
 
 
+class ArchiveError(ReconcilerError):
+    """The archive cannot be written or read, or what was read is not what was written."""
+
+
+class HistoryDropped(ReconcilerError):
+    """A moment that lies in a part of the log which was dropped, because the archive was off."""
+
+
 class NotAlive(ReconcilerError):
     """A resource that was to be used is not alive in this process, or is being torn down."""
 

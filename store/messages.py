@@ -173,8 +173,8 @@ class Order(msgspec.Struct, frozen=True, omit_defaults=True):
 class Note(msgspec.Struct, frozen=True, omit_defaults=True):
     """A line in a partition's inbox, for the worker that acts for it.
 
-    `kind` is `inventory` (of `process` changed), `stopped` (`process` left), or `reconcile` (a
-    request to force a pass, answered under `request`).
+    `kind` is `inventory` (of `process` changed), `stopped` (`process` left), or a request, answered
+    under `request`: `reconcile` (force a pass), `archive` (archive and trim now).
     """
 
     kind: str

@@ -13,11 +13,11 @@ from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from store.connection import Store, Unavailable
+from store.position import RawEntry
 
 _PAGE = 1000
 _AGAIN_SECONDS = 0.2
 
-RawEntry = tuple[bytes, list[bytes] | None]
 Answer = list[tuple[bytes, list[RawEntry]]]
 
 
