@@ -188,7 +188,7 @@ async def teardowns(store: Store, count: int) -> dict[str, float]:
 
         async def reconcile() -> None:
             async with Reconciler(store, namespace="loop", policy=policy):
-                while sessions:  # noqa: ASYNC110 - a dict of a service tells nobody
+                while sessions:
                     await asyncio.sleep(0.005)
 
         return await timed(store, count, reconcile)

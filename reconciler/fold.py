@@ -227,6 +227,7 @@ def _alive(process: ProcessState, event: Event, at_ms: int) -> None:
     if resource is None:
         resource = process.resources[ref] = Resource(ref, event.seq, at_ms, at_ms)
         process.gone.pop(ref, None)
+        process.attempts.pop(ref, None)
     else:
         resource.seq = event.seq
         resource.used_ms = at_ms
@@ -273,7 +274,9 @@ def _requested(process: ProcessState, event: Event, at_ms: int) -> None:
     expected = (event.attrs or {}).get("expected_seq")
     seq = expected if isinstance(expected, int) else 0
     # A resource that changed since the last try is tried afresh.
-    failures = before.failures if before is not None and before.seq == seq else 0
+    # One that was never answered failed, or a host that is silent would never be reported as stuck.
+    again = before is not None and before.seq == seq
+    failures = before.failures + before.pending if before is not None and again else 0
     process.attempts[target] = Attempt(event.order_id or "", at_ms, seq, True, failures)
 
 

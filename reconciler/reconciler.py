@@ -20,25 +20,27 @@ from typing import Any, Self
 
 import structlog
 
-from reconciler.desired import desired_until
 from reconciler.drift import Drift, find_drift
+from reconciler.fold import ProcessState, target_of
 from reconciler.metrics import Metrics
 from reconciler.partitions import Partitions
 from reconciler.plan import Plan, Step, Waiting, make_plan
 from reconciler.policy import Policy
 from reconciler.result import Result
 from reconciler.tail import Tail
+from reconciler.watch import ProcessWatch, Watches
 from store.channel import Inbox, InventoryReader, answer
-from store.connection import BLOCK_MS, Store, Unavailable, check_cancelled
+from store.connection import BLOCK_MS, Store, Unavailable, check_cancelled, end_tasks
 from store.errors import Fenced, ReconcilerError, SequenceGap, UnknownProcess
 from store.event import EventRow, Scalar, process_id
 from store.log import EventLog
-from store.messages import Action, HostPort, Inventory, Note, Order, encode_message
+from store.messages import Action, HostPort, Note, Order, encode_message
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
 
 log = structlog.get_logger("reconciler")
 
 LEASE_SECONDS = 10.0
+_OUTCOMES = frozenset({"cleaned_up", "adopted", "cleanup_failed", "cleanup_refused"})
 _FRESH_SECONDS = 3.0
 _OUTCOME_GRACE = 5.0
 _PASS_SPACING = 0.002
@@ -85,8 +87,8 @@ class Reconciler:
         self._wanted_partitions = partitions
         self._lease_seconds = lease_seconds
         self._hosts = tuple(hosts)
-        self._inventories: dict[str, Inventory] = {}
         self._changed: set[str] = set()
+        self._news: set[str] = set()
         self._due: dict[str, float] = {}
         self.drift_found: dict[str, Counter[str]] = {}
         self._wake = asyncio.Event()
@@ -109,7 +111,8 @@ class Reconciler:
             self._store, self._namespace_name, self._wanted_partitions
         )
         self.log = EventLog(self._store, self.namespace)
-        self.tail = Tail(self.log, self.metrics, self._seen)
+        self.watches = Watches(self.policy)
+        self.tail = Tail(self.log, self.metrics, self._seen, self.watches.fold)
         self.inventories = InventoryReader(self.namespace)
         self._inbox = Inbox(self.namespace)
         self._acting = Partitions(
@@ -129,11 +132,11 @@ class Reconciler:
     async def __aenter__(self) -> Self:
         await self.open()
         self._running = asyncio.create_task(self.run(), name="reconciler")
+        self._running.add_done_callback(_report_end)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        self._running.cancel()
-        await asyncio.gather(self._running, return_exceptions=True)
+        await end_tasks([self._running])
 
     async def run(self) -> None:
         """Takes leases and reconciles, until it is cancelled; then gives the leases back."""
@@ -221,7 +224,9 @@ class Reconciler:
             self._touch([process])
         if event.order_id is not None and event.order_id in self._sent:
             step, outcome = self._sent[event.order_id]
-            if event.type in {"cleaned_up", "adopted", "cleanup_failed", "cleanup_refused"}:
+            # What went along with it carries the order's id, too, and is not its outcome.
+            mine = event.ref == step.ref and (event.attrs or {}).get("registry") == step.registry
+            if mine and event.type in _OUTCOMES:
                 del self._sent[event.order_id]
                 self._count(step, event, at_ms)
                 if not outcome.done():
@@ -232,7 +237,6 @@ class Reconciler:
         kind = step.ref.partition("/")[0] if step.registry is None else "index_entry"
         self.metrics.teardowns.labels(kind, step.sort, outcome).inc()
         if outcome == "done":
-            self._stuck.discard((step.process, step.target))
             if step.since_ms:
                 self.metrics.teardown_seconds.observe(max(0, at_ms - step.since_ms) / 1000)
         elif outcome == "failed":
@@ -240,6 +244,11 @@ class Reconciler:
                 "teardown failed",
                 ref=step.ref, process=step.process, order_id=event.order_id, reason=event.reason,
             )  # fmt: skip
+
+    def hear_of(self, processes: Iterable[str]) -> None:
+        """The inventories of these may have changed."""
+        self._news.update(processes)
+        self._touch(processes)
 
     def _touch(self, processes: Iterable[str]) -> None:
         self._changed.update(processes)
@@ -254,7 +263,8 @@ class Reconciler:
             except Unavailable:
                 await asyncio.sleep(0.2)
                 continue
-            self._touch({n.process for _, n in notes if n.process and n.kind == "inventory"})
+            news = {n.process for _, n in notes if n.process and n.kind == "inventory"}
+            self.hear_of(news)
             for partition, note in notes:
                 if note.kind == "reconcile" and note.request is not None:
                     task = asyncio.create_task(self._answer(partition, note))
@@ -305,7 +315,7 @@ class Reconciler:
 
     async def full_pass(self) -> None:
         """Looks at every process, whatever has or has not been heard of it."""
-        self._touch(self.tail.state.processes)
+        self.hear_of(self.tail.state.processes)
 
     def _together(self, processes: set[str]) -> list[set[str]]:
         """What one pass looks at: everything; in a cluster, where one node may be away, a partition."""
@@ -350,32 +360,42 @@ class Reconciler:
             drift, plan = self._look(chosen)
             await self._send(plan.due)
             self._plan_next(chosen, plan)
-            self._report_stuck(plan.waiting)
+            self._report_stuck(plan.stuck)
             self._count_drift(chosen, drift, plan)
             self.metrics.pass_seconds.observe(time.perf_counter() - began)
             return plan
 
     async def _refresh(self, processes: Iterable[str]) -> None:
-        """Brings the inventories of some processes up to date, and then the fold up to them."""
+        """Brings inventories of which there is news up to date, and then the fold up to them."""
         behind: set[int] = set()
-        local = {host.process: host for host in self._hosts}
         for process in processes:
             state = self.tail.state.processes.get(process)
             if state is None:
                 self._forget(process)
                 continue
-            if process in local:
-                inventory: Inventory | None = local[process].inventory()
-            else:
-                inventory = await self.inventories.read(process)
-            if inventory is None:
-                self._inventories.pop(process, None)
+            if process not in self._news and self.inventories.summary(process) is not None:
                 continue
-            self._inventories[process] = inventory
-            if inventory.as_of > state.seq:
-                behind.add(self._partition(process))
+            self._news.discard(process)
+            watch = self._watch(state)
+            try:
+                change = await self.inventories.update(process)
+            except BaseException:
+                self._news.add(process)
+                raise
+            if change is not None:
+                watch.inventory_changed(change)
+                if change.summary.as_of > state.seq:
+                    behind.add(self._partition(process))
         if behind:
             await self.tail.catch_up(behind & set(self._acting.channels))
+
+    def _watch(self, state: ProcessState) -> ProcessWatch:
+        """The watch of a process; a new one is told the inventory as far as it is known."""
+        known = self.watches.of(state)
+        if known.fresh and (everything := self.inventories.everything(state.id)) is not None:
+            known.inventory_changed(everything)
+        known.fresh = False
+        return known
 
     def _count_drift(self, processes: Iterable[str], drift: Drift, plan: Plan) -> None:
         for process in processes:
@@ -387,7 +407,8 @@ class Reconciler:
 
     def _forget(self, process: str) -> None:
         self.drift_found.pop(process, None)
-        self._inventories.pop(process, None)
+        self._news.discard(process)
+        self.watches.forget(process)
         self._due.pop(process, None)
         self.inventories.forget(process)
 
@@ -399,10 +420,20 @@ class Reconciler:
         for order_id in [id for id, (step, _) in self._sent.items() if step.process in gone]:
             del self._sent[order_id]
 
-    def _look(self, processes: Sequence[str], *, force: bool = False) -> tuple[Drift, Plan]:
+    def _look(self, processes: Iterable[str]) -> tuple[Drift, Plan]:
+        """What is to be done about some processes, at the cost of their drift."""
         now, state = self.now_ms(), self.tail.state
-        drift = find_drift(state, self._inventories, self.policy, now, processes=processes)
-        return drift, make_plan(state, drift, self._inventories, self.policy, now, force=force)
+        watches = {p: self._watch(state.processes[p]) for p in processes if p in state.processes}
+        drift = Drift.of(watch.drift(now) for watch in watches.values())
+        graphs = {p: watch.graph for p, watch in watches.items()}
+        return drift, make_plan(state, drift, {}, self.policy, now, graphs=graphs)
+
+    def _look_at_everything(self, processes: Sequence[str]) -> Plan:
+        """The same from the state and the inventories themselves, and without waiting for retries."""
+        now, state = self.now_ms(), self.tail.state
+        inventories = {p: i for p in processes if (i := self.inventories.inventory(p)) is not None}
+        drift = find_drift(state, inventories, self.policy, now, processes=processes)
+        return make_plan(state, drift, inventories, self.policy, now, force=True)
 
     async def _send(self, steps: Sequence[Step]) -> list[tuple[Step, asyncio.Future[EventRow]]]:
         """Writes what is requested into the log, and sends the orders, per partition."""
@@ -444,19 +475,27 @@ class Reconciler:
             if process is None:
                 self._due.pop(name, None)
                 continue
-            limits = [at for at in desired_until(process, self.policy).values() if at > now]
+            limits = [max(self._watch(process).next_at(), now)]
             limits += [
                 w.until_ms for w in plan.waiting if w.item.process == name and w.until_ms > now
             ]
-            if limits and min(limits) < inf:
+            if min(limits) < inf:
                 self._due[name] = min(limits) + 1
             else:
                 self._due.pop(name, None)
 
-    def _report_stuck(self, waiting: Iterable[Waiting]) -> None:
-        for one in waiting:
-            name = (one.item.process, f"{one.item.ref} {one.item.registry} {one.item.key}")
-            if one.stuck and name not in self._stuck:
+    def _report_stuck(self, stuck: Iterable[Waiting]) -> None:
+        """Says once of each what is stuck, and forgets what has gone since, whoever ended it."""
+        processes = self.tail.state.processes
+        self._stuck = {
+            (process, target)
+            for process, target in self._stuck
+            if process in processes and target in processes[process].attempts
+        }
+        for one in stuck:
+            item = one.item
+            name = (item.process, target_of(item.ref, item.registry, item.key))
+            if name not in self._stuck:
                 self._stuck.add(name)
                 log.error(
                     "teardown stuck: somebody should look",
@@ -498,7 +537,7 @@ class Reconciler:
         result = Result(chosen)
         async with self._lock:
             await self._ask_report(chosen, result)
-            _, plan = self._look(chosen, force=True)
+            plan = self._look_at_everything(chosen)
             result.found(plan)
             if dry_run:
                 return result
@@ -510,7 +549,7 @@ class Reconciler:
                 tried.update((s.process, s.target) for s in steps)
                 await self._carry_out(steps, result)
                 await self._ask_report(chosen, result)
-                _, plan = self._look(chosen, force=True)
+                plan = self._look_at_everything(chosen)
                 result.found(plan)
             result.settle(plan)
         self._touch(chosen)
@@ -541,25 +580,26 @@ class Reconciler:
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end_tasks([task])
 
     async def _ask_report(self, processes: Sequence[str], result: Result) -> None:
         """Has each host look at its registries themselves, and waits for what they say."""
-        local = {host.process for host in self._hosts}
+        local = {host.process: host for host in self._hosts}
         asked: dict[str, str] = {}
         for process in processes:
-            if process in local:
-                continue
             order = Order(
                 f"r-{uuid.uuid4().hex[:12]}", process, Action.REPORT, f"process/{process}"
             )
             channel = self._acting.channels.get(self._partition(process))
-            if channel is not None:
+            if process in local:
+                local[process].execute([order])
+                asked[process] = order.id
+            elif channel is not None:
                 await channel.write([], [order])
                 asked[process] = order.id
         deadline = time.monotonic() + _FRESH_SECONDS
         while True:
+            self._news.update(processes)
             await self._refresh(processes)
             for process, request in list(asked.items()):
                 summary = self.inventories.summary(process)
@@ -574,6 +614,12 @@ class Reconciler:
                 break
             await asyncio.sleep(0.005)
         await self.tail.catch_up()
+
+
+def _report_end(task: asyncio.Task[None]) -> None:
+    """A reconciler in the background must not end unnoticed."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("the reconciler ended", exc_info=error)
 
 
 def _order(step: Step, policy: Policy) -> Order:

@@ -23,6 +23,10 @@ Hook = Callable[[int, int, EventRow], None]
 """(partition, Redis time in ms, event) -> nothing; called for each event after it was folded."""
 
 
+Fold = Callable[[FleetState, EventRow, int], object]
+"""(state, event, Redis time in ms) -> anything; folds the event into the state."""
+
+
 class Tail:
     """Follows some partitions and keeps the state.
 
@@ -31,7 +35,10 @@ class Tail:
         positions: partition -> id of the last entry folded.
     """
 
-    def __init__(self, event_log: EventLog, metrics: Metrics, hook: Hook) -> None:
+    def __init__(
+        self, event_log: EventLog, metrics: Metrics, hook: Hook, fold: Fold = FleetState.apply
+    ) -> None:
+        self._fold = fold
         self.state = FleetState()
         self.positions: dict[int, str] = {}
         self._log = event_log
@@ -80,7 +87,7 @@ class Tail:
             key = id_key(entry_id)
             if key <= position:
                 continue
-            state.apply(row, key[0])
+            self._fold(state, row, key[0])
             metrics.events.labels(row.type).inc()
             self._hook(partition, key[0], row)
         self.positions[partition] = page.position

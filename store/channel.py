@@ -21,7 +21,9 @@ from store.event import NO_DIGEST, EventRow, encode
 from store.lease import Lease
 from store.log import START
 from store.messages import (
+    BUCKETS,
     Inventory,
+    InventoryChange,
     InventoryMirror,
     Note,
     Order,
@@ -46,19 +48,28 @@ class HostChannel:
         self._process = process
         self._orders_read = START
 
-    async def publish(self, summary: Summary, buckets: Mapping[str, bytes]) -> None:
-        """Publishes changed buckets (empty content drops one) and the summary over all.
+    async def publish(
+        self, summary: Summary, root: str, buckets: Mapping[str, tuple[str, bytes]]
+    ) -> None:
+        """Publishes what changed of the inventory.
+
+        Args:
+            summary: over all of it.
+            root: digest over the digests of all buckets.
+            buckets: those that changed, bucket number -> (digest, content); without content the
+                bucket is dropped.
 
         Raises:
             Fenced: the process was declared lost.
         """
-        changes = [part for item in buckets.items() for part in item]
+        changes = [part for number, change in buckets.items() for part in (number, *change)]
         await self._namespace.store.script(
             "inventory",
             [self._keys.inventory(self._process), self._keys.inbox, self._keys.seqs],
             [
                 self._process,
                 encode_message(summary),
+                root,
                 encode_message(Note("inventory", self._process)),
                 *changes,
             ],
@@ -121,27 +132,51 @@ class InventoryReader:
         self._mirrors: dict[str, InventoryMirror] = {}
         self.bytes_moved = 0
 
-    async def read(self, process: str) -> Inventory | None:
-        """What `process` holds, as last published; None when it has published nothing."""
-        keys = self._namespace.partition_keys(process)
+    async def update(self, process: str) -> InventoryChange | None:
+        """Brings the mirror of a process up to date; the answer is what changed.
+
+        None when it has published nothing (any more).
+        """
+        key = self._namespace.partition_keys(process).inventory(process)
         mirror = self._mirrors.get(process) or InventoryMirror(process)
-        known = [part for item in mirror.digests.items() for part in item]
-        answer = await self._namespace.store.script(
-            "inventory_read", [keys.inventory(process)], known
-        )
+        script, store = "inventory_read", self._namespace.store
+        answer = await store.script(script, [key], [BUCKETS, mirror.root])
+        if len(answer) == 2:
+            known = [part for item in mirror.digests.items() for part in item]
+            answer = await store.script(script, [key], [BUCKETS, "", *known])
         if not answer:
             self.forget(process)
             return None
         self.bytes_moved += sum(len(part) for part in answer)
-        buckets = {answer[i].decode(): answer[i + 1] for i in range(1, len(answer), 2)}
         try:
-            mirror.update(decode_summary(answer[0]), buckets)
+            change = mirror.update(
+                decode_summary(answer[0]),
+                answer[1].decode() if len(answer) > 1 else mirror.root,
+                {
+                    answer[i].decode(): (answer[i + 1].decode(), answer[i + 2])
+                    for i in range(2, len(answer), 3)
+                },
+            )
         except MalformedEntry:
             # Written by something else: as good as not there, and it must not stop the others.
             self.forget(process)
             return None
         self._mirrors[process] = mirror
-        return mirror.inventory()
+        return change
+
+    async def read(self, process: str) -> Inventory | None:
+        """What `process` holds, as last published; None when it has published nothing."""
+        return None if await self.update(process) is None else self.inventory(process)
+
+    def inventory(self, process: str) -> Inventory | None:
+        """What `process` held when it was last read; None when that was never."""
+        mirror = self._mirrors.get(process)
+        return mirror.inventory() if mirror else None
+
+    def everything(self, process: str) -> InventoryChange | None:
+        """The same, as a change from nothing."""
+        mirror = self._mirrors.get(process)
+        return mirror.everything() if mirror else None
 
     def summary(self, process: str) -> Summary | None:
         """The summary last read."""

@@ -45,6 +45,7 @@ def make_client(address: str) -> Any:
         "health_check_interval": 30,
         "client_name": "agent-reconciler",
         "protocol": 2,
+        "max_connections": _CONNECTIONS_PER_NODE,
     }
     if scheme in PLAIN:
         client: Any = Redis.from_url(address, retry=_retry(), **options)
@@ -117,9 +118,7 @@ def _cluster(address: str, options: dict[str, Any]) -> Any:
     if path.strip("/") not in {"", "0"}:
         raise ValueError("a cluster has no databases: leave out what follows the hosts")
     nodes = [ClusterNode(host, port) for host, port in hosts]
-    return _Cluster(
-        startup_nodes=nodes, retry=_retry(), max_connections=_CONNECTIONS_PER_NODE, **options
-    )
+    return _Cluster(startup_nodes=nodes, retry=_retry(), **options)
 
 
 def _behind_sentinels(address: str, options: dict[str, Any]) -> Any:

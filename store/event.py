@@ -125,6 +125,15 @@ class LifecycleEvent(BaseModel):
         return self.ref.partition("/")[0]
 
 
+def is_ref(ref: str) -> bool:
+    """`ref` is a reference that can be written: see `check_ref`."""
+    try:
+        check_ref(ref).encode()
+    except ValueError:
+        return False
+    return True
+
+
 class EventRow(msgspec.Struct, frozen=True, omit_defaults=True):
     """The event as the hot paths carry it. Same attributes as `LifecycleEvent`; see there.
 
