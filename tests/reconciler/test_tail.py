@@ -69,7 +69,7 @@ class TestTail:
         """A partition that is given up takes its processes along; catching up with it does nothing."""
         await log.append(batch(1, 2))
         await tail.add([partition])
-        tail.drop([partition], {"p": partition})
+        tail.drop([partition])
         assert (tail.positions, tail.state.processes) == ({}, {})
         await tail.catch_up([partition])
         assert tail.state.processes == {}
@@ -82,7 +82,7 @@ class TestTail:
         await tail.add([partition])
         waiting = asyncio.create_task(tail.wait(block_ms=2000))
         await asyncio.sleep(0)
-        tail.drop([partition], {"p": partition})
+        tail.drop([partition])
         seen.clear()
         tail.positions[partition] = "0-0"
         await log.append(batch(4, 4))
