@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from reconciler.fold import FleetState
 from reconciler.metrics import Metrics
 from reconciler.tail import Tail
 from store import EventLog
@@ -84,7 +85,7 @@ class TestTail:
         await asyncio.sleep(0)
         tail.drop([partition])
         seen.clear()
-        tail.positions[partition] = "0-0"
+        tail.parts[partition], tail.positions[partition] = FleetState(), "0-0"
         await log.append(batch(4, 4))
         await waiting
         await tail.catch_up()
