@@ -151,6 +151,16 @@ class Host:
         """The id of this incarnation."""
         return self.recorder.process
 
+    @property
+    def store(self) -> Store:
+        """The Redis that holds the log; what stands beside the host may use it too."""
+        return self._store
+
+    @property
+    def namespace_name(self) -> str:
+        """The namespace of the log."""
+        return self._namespace_name
+
     async def start(self) -> Self:
         """Connects, announces the process and begins its tasks; see `connect` for what it raises."""
         self._loop = asyncio.get_running_loop()

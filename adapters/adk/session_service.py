@@ -325,6 +325,12 @@ class RedisSessionService(BaseSessionService):
                 "cleaned_up", Session(app_name=app_name, user_id=user_id, id=session_id)
             )
 
+    def forget_session(self, app_name: str, user_id: str, session_id: str) -> None:
+        """Drops what this process remembers of a session. The conversation stays in Redis."""
+        keys = self._session_keys(app_name, user_id, session_id.strip())
+        with self._cache.lock:
+            self._cache.drop(keys.session)
+
     async def get_user_state(self, *, app_name: str, user_id: str) -> dict[str, Any]:
         """The state that all sessions of a user share, its keys without `user:`.
 
