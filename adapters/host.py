@@ -14,7 +14,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -227,6 +227,29 @@ class Host:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+    def call(self, function: Callable[..., object], *args: Any, soon: bool = False) -> bool:
+        """Calls a function in the thread of the host: at once if that is this one, else soon.
+
+        Args:
+            function: what to call.
+            args: with.
+            soon: never at once. For finalizers, which may run in the middle of anything.
+
+        Returns:
+            Whether it was or will be called; a host that has not started, or whose loop is closed,
+            calls nothing later.
+        """
+        if not soon and threading.get_ident() == self._thread:
+            function(*args)
+            return True
+        if self._loop is None:
+            return False
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            return False
+        return True
 
     # --- registries -----------------------------------------------------------------------------
 

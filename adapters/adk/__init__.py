@@ -7,6 +7,7 @@ may change.
 from __future__ import annotations
 
 from adapters.adk.chat import Chat
+from adapters.adk.plugin import LifecyclePlugin
 from adapters.adk.recovery import (
     archive_session,
     get_recovery_store,
@@ -19,6 +20,7 @@ from adapters.adk.session_service import RedisSessionService
 __all__ = [
     "AdkRuntime",
     "Chat",
+    "LifecyclePlugin",
     "RedisSessionService",
     "archive_session",
     "get_recovery_store",

@@ -10,15 +10,16 @@ conversation is another matter, see docs/session-service.md.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from adapters.executor import Entry
 from adapters.host import Host
+from adapters.registry import Registry
 
 Identity = tuple[str, str, str]
 """App, user, session id: what ADK knows a session by."""
@@ -27,8 +28,7 @@ Ending = Callable[[Identity], Awaitable[None] | None]
 """Lets go of what is kept for a session in this process."""
 
 _NAME_LIMIT = 150
-_NOTE_SPACING = 1.0
-_of_host: WeakKeyDictionary[Host, LiveSessions] = WeakKeyDictionary()
+_LOOK_AGAIN = 0.01
 
 
 def short(text: str) -> str:
@@ -51,6 +51,13 @@ def session_ref(host: Host, identity: Identity) -> str:
     return full if taken else plain
 
 
+async def until_ended(host: Host, entry: Entry) -> None:
+    """Waits until a teardown that is under way has succeeded, or was given up."""
+    # An order comes from the executor, which gives nothing to wait for.
+    while entry.terminating and host.entries.get(entry.ref) is entry:  # noqa: ASYNC110
+        await asyncio.sleep(_LOOK_AGAIN)
+
+
 class LiveSession:
     """One session that this process has in use.
 
@@ -68,54 +75,63 @@ class LiveSession:
         self.noted = 0.0
 
 
-class LiveSessions:
+class LiveSessions(Registry):
     """The registry of one host; `LiveSessions.of(host)` gives it."""
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self.registry = host.registry(
+    def __init__(self) -> None:
+        super().__init__(
             "session",
             name="adk_sessions",
-            user=lambda _, live: live.identity[1],
+            user=lambda _, live: str(live.identity[1]),
             teardown=_end,
         )
 
     @classmethod
     def of(cls, host: Host) -> LiveSessions:
         """The one of this host, made when it is first asked for."""
-        held = _of_host.get(host)
-        if held is None:
-            held = _of_host[host] = cls(host)
-        return held
+        for registry in host.registries:
+            if isinstance(registry, cls):
+                return registry
+        made = cls()
+        host.add(made)
+        return made
 
-    def used(self, identity: Identity, ending: Ending | None = None) -> Entry | None:
-        """A session is used: it comes alive, or its use is recorded (once a second is enough).
+    @property
+    def _on(self) -> Host:
+        assert self.host is not None
+        return self.host
+
+    def used(
+        self, identity: Identity, ending: Ending | None = None, *, spacing: float = 0.0
+    ) -> Entry | None:
+        """A session is used: it comes alive, or its use is recorded.
 
         Args:
             identity: of the session.
             ending: what its teardown has to do, too; the same one counts once.
+            spacing: not recorded if it was in the last so many seconds.
 
         Returns:
             What the host knows of it; None when it is just being torn down.
         """
-        ref = session_ref(self._host, identity)
-        entry = self._host.entries.get(ref)
+        ref = session_ref(self._on, identity)
+        entry = self._on.entries.get(ref)
         now = time.monotonic()
         if entry is None:
             live = LiveSession(identity)
             live.noted = now
-            self.registry[ref.partition("/")[2]] = live
-            entry = self._host.entries[ref]
+            self[ref.partition("/")[2]] = live
+            entry = self._on.entries[ref]
         elif isinstance(entry.obj, LiveSession):
             live = entry.obj
-            if now - live.noted >= _NOTE_SPACING and not entry.terminating:
+            if now - live.noted >= spacing and not entry.terminating:
                 live.noted = now
-                self._host.entry_used(ref)
+                self._on.entry_used(ref)
         else:
             # Another registry holds it, and its teardown is that one's business.
             if entry.terminating:
                 return None
-            self._host.entry_used(ref)
+            self._on.entry_used(ref)
             return entry
         if ending is not None and ending not in live.endings:
             live.endings.append(ending)
@@ -123,10 +139,10 @@ class LiveSessions:
 
     def gone(self, identity: Identity) -> None:
         """A session is no more: it was deleted, or somebody else looks after it now."""
-        ref = session_ref(self._host, identity)
-        entry = self._host.entries.get(ref)
+        ref = session_ref(self._on, identity)
+        entry = self._on.entries.get(ref)
         if entry is not None and isinstance(entry.obj, LiveSession):
-            self.registry.pop(entry.key, None)
+            self.pop(entry.key, None)
 
 
 async def _end(_: str, live: Any) -> None:

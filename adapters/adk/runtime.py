@@ -20,8 +20,15 @@ from adapters.adk.agent_config import config_id
 from adapters.adk.chat import Chat, LiveChat
 from adapters.adk.chat_limits import Room, Victim
 from adapters.adk.conversations import Conversations
-from adapters.adk.live_sessions import Identity, LiveSession, LiveSessions, session_ref, short
-from adapters.adk.shared_runners import AgentFactory, SharedRunners, llm_agent, until_ended
+from adapters.adk.live_sessions import (
+    Identity,
+    LiveSession,
+    LiveSessions,
+    session_ref,
+    short,
+    until_ended,
+)
+from adapters.adk.shared_runners import AgentFactory, SharedRunners, llm_agent
 from adapters.executor import Entry
 from adapters.host import Host
 from adapters.logs import get_logger

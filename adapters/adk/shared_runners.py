@@ -21,6 +21,7 @@ from google.adk.runners import Runner
 from google.adk.sessions import BaseSessionService
 
 from adapters.adk.agent_config import canonical, config_id
+from adapters.adk.live_sessions import until_ended
 from adapters.executor import Entry
 from adapters.host import Host
 from adapters.logs import get_logger
@@ -29,8 +30,6 @@ log = get_logger("adapters.adk.runtime")
 
 AgentFactory = Callable[[Any], BaseAgent | App | Awaitable[BaseAgent | App]]
 """Makes an agent, or an app around one, from a configuration; may be a coroutine function."""
-
-_LOOK_AGAIN = 0.01
 
 
 def llm_agent(config: Any) -> BaseAgent:
@@ -77,13 +76,6 @@ class Creation:
 
     key: AgentKey
     task: asyncio.Task[None]
-
-
-async def until_ended(host: Host, entry: Entry) -> None:
-    """Waits until a teardown that is under way has succeeded, or was given up."""
-    # An order comes from the executor, which gives nothing to wait for.
-    while entry.terminating and host.entries.get(entry.ref) is entry:  # noqa: ASYNC110
-        await asyncio.sleep(_LOOK_AGAIN)
 
 
 class SharedRunners:

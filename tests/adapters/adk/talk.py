@@ -61,7 +61,12 @@ class Listener(BaseLlm):
         if texts[-1] == "fail":
             raise RuntimeError("the model failed")
         answer = f"heard {len(texts)}: " + " | ".join(texts)
-        yield LlmResponse(content=types.Content(role="model", parts=[types.Part(text=answer)]))
+        yield LlmResponse(
+            content=types.Content(role="model", parts=[types.Part(text=answer)]),
+            usage_metadata=types.GenerateContentResponseUsageMetadata(
+                prompt_token_count=1, candidates_token_count=1, total_token_count=2
+            ),
+        )
 
 
 class Bag(BaseToolset):

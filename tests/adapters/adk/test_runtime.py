@@ -267,15 +267,15 @@ class TestAgents:
             for turn in range(6):
                 config = (COOK, CLERK)[(turn + int(user)) % 2]
                 async with runtime.chat(f"chat of {user}", user, config) as chat:
-                    answer = await say(chat, f"<{user}> says {turn}")
+                    answer = await say(chat, f"user:{user} says {turn}")
                     assert chat.runner.agent.name == config["name"]
-                assert f"<{user}> says 0" in answer
+                assert f"user:{user} says 0" in answer
 
         await asyncio.gather(*(talk(str(number)) for number in range(20)))
         assert sorted(workshop.made) == ["clerk", "cook"]
         assert len(workshop.model.shown) == 120
         for texts in workshop.model.shown:
-            speakers = {word for text in texts for word in text.split() if word.startswith("<")}
+            speakers = {word for text in texts for word in text.split() if word.startswith("user:")}
             assert len(speakers) == 1
 
     async def test_a_runner_stays_while_it_answers(
