@@ -1,10 +1,11 @@
 """An agent as an MCP server whose sessions go, although ADK's `to_mcp_server` never deletes one.
 
-ADK makes a session for each MCP connection (and for each request, where client and server speak the
-protocol without connections) and forgets it; on a session service that lasts they pile up. Here the service has a host, so each session is a resource that goes when
-nothing was said for `session_idle_timeout`; and since nobody can come back to the session of a closed
-connection, the app is ephemeral: the conversation goes with it. A connection that was silent for longer
-than that goes on, with a new conversation.
+ADK makes a session for each MCP connection (for each request, where client and server speak the
+protocol without connections) and forgets it; on a session service that lasts they pile up. Here the
+service has a host, so each session is a resource that goes when nothing was said for
+`session_idle_timeout`; and since nobody can come back to the session of a closed connection, the app is
+ephemeral: the conversation goes with it. A connection that was silent for longer than that goes on,
+with a new conversation.
 
     python examples/mcp_agent.py --url redis://127.0.0.1:6379      # needs `pip install mcp`
 

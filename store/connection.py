@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import (
@@ -41,7 +41,10 @@ from store.errors import BadAddress, Fenced, RedisUnavailable, SequenceGap
 OLDEST_SERVER = (6, 2)
 BLOCK_MS = 2000
 """How long a blocking read waits at most, in ms; below the socket's time limit."""
+CONNECTIONS = 64
+"""Connections of one store at the most."""
 _SOCKET_TIMEOUT = 10.0
+_POOL_TIMEOUT = 30.0
 
 Unavailable = (
     RedisConnectionError,
@@ -126,8 +129,12 @@ class Store:
         else:
             raise BadAddress(f"{self.url!r} has an unknown scheme: write {_SCHEMES}")
         try:
-            self._redis = Redis.from_url(
+            # A pool that waits: a burst (five hundred teardowns of one pass, as many appends) is
+            # served by this many connections instead of failing, or opening one for each.
+            pool = BlockingConnectionPool.from_url(
                 address,
+                max_connections=CONNECTIONS,
+                timeout=_POOL_TIMEOUT,
                 socket_timeout=_SOCKET_TIMEOUT,
                 socket_connect_timeout=5,
                 health_check_interval=30,
@@ -135,6 +142,7 @@ class Store:
                 client_name="agent-reconciler",
                 protocol=2,
             )
+            self._redis = Redis.from_pool(pool)
         except ValueError as error:
             # The error may quote a part of the address, and the password with it.
             cause = str(error) if self.url == self._address else "it cannot be parsed"

@@ -20,11 +20,12 @@ from pydantic import PrivateAttr
 class Listener(BaseLlm):
     """Answers with all that it was shown, so that a test sees what the model saw.
 
-    `shown` keeps the texts of each request. A message `wait` is answered when `gate` opens, and
-    `fail` raises.
+    `shown` keeps the texts of each request, unless it does not remember. A message `wait` is answered
+    when `gate` opens, and `fail` raises.
     """
 
     model: str = "listener"
+    remembers: bool = True
     _shown: list[list[str]] = PrivateAttr(default_factory=list)
     _gate: asyncio.Event = PrivateAttr(default_factory=asyncio.Event)
     _waiting: asyncio.Event = PrivateAttr(default_factory=asyncio.Event)
@@ -54,7 +55,8 @@ class Listener(BaseLlm):
             for part in content.parts or []
             if part.text
         ]
-        self._shown.append(texts)
+        if self.remembers:
+            self._shown.append(texts)
         if texts[-1] == "wait":
             self._waiting.set()
             await self._gate.wait()
