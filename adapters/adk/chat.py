@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from google.adk.agents.run_config import RunConfig
+from google.adk.errors.session_not_found_error import SessionNotFoundError
 from google.adk.events.event import Event
 from google.adk.runners import Runner
 from google.adk.sessions import Session
@@ -176,9 +177,13 @@ class Chat:
                 run_config=run_config,
                 state_delta=state_delta,
             )
-            async with aclosing(run):
-                async for event in run:
-                    yield event
+            try:
+                async with aclosing(run):
+                    async for event in run:
+                        yield event
+            except SessionNotFoundError:
+                live.ready = False  # Deleted, or expired: who opens the chat next begins anew.
+                raise
 
     async def session(self) -> Session:
         """The ADK session with its history and state, as the session service has it now.

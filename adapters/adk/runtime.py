@@ -9,6 +9,7 @@ runner) comes after, so nothing can end it in between.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -38,6 +39,7 @@ from store.recovery import RecoveryStore
 log = get_logger("adapters.adk.runtime")
 
 GRACE_SECONDS = 30.0
+_TEARDOWN_SECONDS = 30.0
 _BY_CLOSE, _BY_SHUTDOWN = "the service ended the chat", "the service shut down"
 
 
@@ -341,6 +343,7 @@ class AdkRuntime:
         try:
             if not delete:
                 await self._save(entry.key, live)
+                live.ready = False  # As in `_teardown`.
                 await self._data.let_go(live.identity)
             else:
                 await self._data.delete(live.identity)
@@ -356,6 +359,9 @@ class AdkRuntime:
 
     async def _teardown(self, _: str, live: LiveChat) -> None:
         """What the reconciler's order does, after `_save`."""
+        live.ready = (
+            False  # If it is cut short the chat may stay, and has to look for its data anew.
+        )
         await self._data.let_go(live.identity)
         self._remove(live)
 
@@ -404,7 +410,9 @@ class AdkRuntime:
             entry = self._host.entries.get(f"session/{name}")
             if entry is None:
                 continue
-            await until_ended(self._host, entry)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TEARDOWN_SECONDS):
+                    await until_ended(self._host, entry)
             if not self._is_live(live, entry):
                 continue
             entry.terminating = _BY_SHUTDOWN

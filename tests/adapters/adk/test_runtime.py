@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from google.adk.errors.session_not_found_error import SessionNotFoundError
 from google.adk.sessions import BaseSessionService, InMemorySessionService
 
 from adapters import Host
@@ -147,6 +148,18 @@ class TestChat:
             assert "hello" in await say(chat, "and again")
         with pytest.raises(NotAlive, match="not open"):
             chat.send("too late")
+
+    async def test_a_session_that_was_deleted_elsewhere_begins_anew(
+        self, runtime: AdkRuntime, sessions: BaseSessionService, workshop: Workshop
+    ) -> None:
+        """The message fails with ADK's own error, and the next opening makes a new session."""
+        async with runtime.chat("c", "u", COOK) as chat:
+            await sessions.delete_session(app_name="chat", user_id="u", session_id="c")
+            with pytest.raises(SessionNotFoundError):
+                await say(chat, "hello")
+        async with runtime.chat("c", "u", COOK) as chat:
+            await say(chat, "hello again")
+        assert workshop.model.shown == [["hello again"]]
 
 
 class TestAgents:
