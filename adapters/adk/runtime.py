@@ -354,8 +354,7 @@ class AdkRuntime:
         self._remove(live, reason)
 
     async def _save(self, _: str, live: LiveChat) -> None:
-        if live.ready:
-            await self._data.save(live.identity, live.agent)
+        await self._data.save(live.identity, live.agent)
 
     async def _teardown(self, _: str, live: LiveChat) -> None:
         """What the reconciler's order does, after `_save`."""

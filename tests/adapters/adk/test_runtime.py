@@ -418,16 +418,16 @@ class TestIdle:
         async with reconciling(store, namespace, host, session_idle_timeout=0.003):
 
             async def talk(user: str) -> None:
-                for turn in range(15):
+                for turn in range(10):
                     async with runtime.chat(f"c{user}", user, COOK) as chat:
                         await say(chat, f"{user}.{turn}")
                     await asyncio.sleep(0.001 * (int(user) % 4) * (turn % 3))
 
-            await asyncio.gather(*(talk(str(number)) for number in range(8)))
+            await asyncio.gather(*(talk(str(number)) for number in range(6)))
             await eventually(lambda: is_empty(runtime))
-        for number in range(8):
+        for number in range(6):
             mine = [t for t in workshop.model.shown if t[-1].startswith(f"{number}.")]
-            assert [len(texts) for texts in mine] == [2 * turn + 1 for turn in range(15)]
+            assert [len(texts) for texts in mine] == [2 * turn + 1 for turn in range(10)]
 
 
 async def _raise(*_: Any) -> None:

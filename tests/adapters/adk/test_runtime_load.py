@@ -23,19 +23,22 @@ CONFIGS = [{"name": f"agent_{number}", "topic": number} for number in range(8)]
 
 
 class Gauge:
-    """Memory and file descriptors of this process, as they go."""
+    """Memory, objects and file descriptors of this process, as they go."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
         self.memory: list[float] = []
+        self.objects: list[int] = []
         self.files: list[int] = []
 
     def read(self, chats: int, live: int) -> None:
         gc.collect()
         self.memory.append(self._process.memory_info().rss / 2**20)
+        self.objects.append(len(gc.get_objects()))
         self.files.append(self._process.num_fds())
         print(
-            f"{chats:>7} chats, {live:>5} live, {self.memory[-1]:7.1f} MiB, {self.files[-1]} files"
+            f"{chats:>7} chats, {live:>5} live, {self.memory[-1]:6.1f} MiB, "
+            f"{self.objects[-1]:>7} objects, {self.files[-1]} files"
         )
 
 
@@ -97,7 +100,7 @@ async def test_hundreds_of_chats(
     """Every registry ends empty, and who was evicted and returns is remembered."""
     service = InMemorySessionService() if kind == "memory" else make_service()
     async with AdkRuntime(host, service, workshop()) as runtime:
-        await converse(runtime, host, store, namespace, 400, idle=0.2)
+        await converse(runtime, host, store, namespace, 300, idle=0.2)
     if isinstance(service, InMemorySessionService):
         assert not service.sessions["chat"]
 
@@ -109,12 +112,17 @@ async def test_memory_stays_flat(
     host: Host, store: Store, namespace: str, kind: str, chats: int,
     make_service: Callable[..., RedisSessionService],
 ) -> None:  # fmt: skip
-    """From the first tenth of the chats to the last, neither memory nor open files grow."""
+    """From the second tenth of the chats to the last, neither memory nor open files grow.
+
+    A chat that left one object behind would leave 80,000. Memory has more play: how many chats live at
+    a time depends on how busy the machine is, and what Python once had it does not give back.
+    """
     service = InMemorySessionService() if kind == "memory" else make_service(cache_bytes=8 * 2**20)
     begun = time.monotonic()
     async with AdkRuntime(host, service, workshop()) as runtime:
         gauge = await converse(runtime, host, store, namespace, chats, idle=2.0)
     seconds = time.monotonic() - begun
     print(f"{chats} chats on {kind} in {seconds:.0f} s, {chats / seconds:.0f} a second")
-    assert max(gauge.memory[2:]) < gauge.memory[2] * 1.15
+    assert gauge.objects[-1] < gauge.objects[2] * 1.05
+    assert max(gauge.memory[2:]) < gauge.memory[2] * 1.3
     assert max(gauge.files[2:]) <= gauge.files[2] + 10
