@@ -74,7 +74,9 @@ async def converse(
 
     waiting: list[asyncio.Task[None]] = []
     policy = Policy(session_idle_timeout=idle, runner_idle_timeout=idle)
-    async with Reconciler(store, namespace=namespace, policy=policy, hosts=[host]):
+    async with Reconciler(
+        store, namespace=namespace, policy=policy, hosts=[host], lease_seconds=60
+    ):
         await asyncio.gather(*(visitor() for _ in range(AT_ONCE)))
         await asyncio.gather(*waiting)
         await eventually(
