@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -165,6 +165,16 @@ class Host:
         """The inventory has changed since it was last published."""
         return self._book.dirty or self._report_due
 
+    @property
+    def store(self) -> Store:
+        """The Redis that holds the log; what stands beside the host may use it too."""
+        return self._store
+
+    @property
+    def namespace_name(self) -> str:
+        """The namespace of the log."""
+        return self._namespace_name
+
     async def start(self) -> Self:
         """Connects, announces the process and begins its tasks; see `connect` for what it raises."""
         self._loop = asyncio.get_running_loop()
@@ -231,6 +241,29 @@ class Host:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+    def call(self, function: Callable[..., object], *args: Any, soon: bool = False) -> bool:
+        """Calls a function in the thread of the host: at once if that is this one, else soon.
+
+        Args:
+            function: what to call.
+            args: with.
+            soon: never at once. For finalizers, which may run in the middle of anything.
+
+        Returns:
+            Whether it was or will be called; a host that has not started, or whose loop is closed,
+            calls nothing later.
+        """
+        if not soon and threading.get_ident() == self._thread:
+            function(*args)
+            return True
+        if self._loop is None:
+            return False
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            return False
+        return True
 
     # --- registries -----------------------------------------------------------------------------
 

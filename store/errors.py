@@ -80,3 +80,7 @@ class NotJson(ReconcilerError, ValueError):
 
 class TooLarge(ReconcilerError, ValueError):
     """Something that was to be stored is larger than the limit that was set."""
+
+
+class LimitReached(ReconcilerError):
+    """Something new would exceed a limit, and nothing can make room: all that is there is in use."""

@@ -190,6 +190,10 @@ class AppSessionKeys:
     def session(self, user: str, session: str) -> SessionKeys:
         return SessionKeys(self, user, f"{key_part(user)}/{key_part(session)}")
 
+    def recovery(self, user: str, session: str) -> str:
+        """String with a time to live: the recovery record of a session, packed."""
+        return f"{self.tag}:recovery:{key_part(user)}/{key_part(session)}"
+
     def member(self, member: str) -> str:
         """The hash of a session, from its name in `sessions`; see `SessionKeys.session`."""
         return f"{self.tag}:session:{member}"
