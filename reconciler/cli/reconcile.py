@@ -7,8 +7,6 @@ taken for the time of the pass. So there is never more than one who acts.
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,10 @@ from reconciler.cli.output import console, emit, table
 from reconciler.fleet import recorded_policy
 from reconciler.policy import Policy
 from reconciler.reconciler import Reconciler
+from reconciler.request import NO_ANSWER, ask_workers, choose, live_hosts
 from reconciler.result import exit_status, merge
-from store.channel import ask
-from store.connection import Store
-from store.errors import ReconcilerError, UnknownProcess
-from store.messages import Note
-from store.namespace import Namespace
+from store.errors import ReconcilerError
 
-_ANSWER_SECONDS = 120.0
 _ASK_AGAIN = 3
 
 
@@ -73,69 +67,13 @@ async def _reconcile(
                     [(await reconciler.reconcile(mine, dry_run=dry_run)).as_dict()] if mine else []
                 )
                 others = [p for p in chosen or alive if namespace.partition_of(p) not in held]
-                answers = await _ask_workers(store, namespace, others, chosen, dry_run)
+                answers = await ask_workers(namespace, others, chosen, dry_run)
                 if None not in answers:
                     parts += [answer for answer in answers if answer is not None]
                     return merge(parts)
-            raise ReconcilerError(
-                "the worker that holds the partition does not answer: see `agent-reconciler status`, "
-                "restart the worker, or wait until its lease lapses and try again"
-            )
+            raise ReconcilerError(NO_ANSWER)
         finally:
             await reconciler.release()
-
-
-async def _ask_workers(
-    store: Store,
-    namespace: Namespace,
-    processes: Sequence[str],
-    chosen: Sequence[str] | None,
-    dry_run: bool,
-) -> list[dict[str, Any] | None]:
-    """Asks the workers that hold the partitions of some processes; None for no answer."""
-    notes = {
-        (namespace.partition_of(p), p if chosen is not None else None): Note(
-            "reconcile", p if chosen is not None else None, dry_run=dry_run
-        )
-        for p in processes
-    }
-    replies = await asyncio.gather(
-        *(
-            ask(namespace, partition, note, _ANSWER_SECONDS)
-            for (partition, _), note in notes.items()
-        )
-    )
-    answers: list[dict[str, Any] | None] = []
-    for reply in replies:
-        answer = json.loads(reply) if reply is not None else None
-        if answer is not None and "error" in answer:
-            raise ReconcilerError(answer["error"])
-        answers.append(answer)
-    return answers
-
-
-async def live_hosts(namespace: Namespace) -> list[str]:
-    """Host processes that hold a lease, lapsed or not, and are not closed yet."""
-    pipe = namespace.store.redis.pipeline(transaction=False)
-    for partition in namespace.all_partitions():
-        pipe.zrange(namespace.keys.partition(partition).hosts, 0, -1)
-    return sorted(name.decode() for answer in await pipe.execute() for name in answer)
-
-
-def choose(alive: Sequence[str], wanted: str, namespace: Namespace) -> list[str]:
-    """The live processes that are meant: by id, or by the name of the service.
-
-    Raises:
-        UnknownProcess: there is none.
-    """
-    found = [p for p in alive if p == wanted or p.partition("@")[0] == wanted]
-    if not found:
-        known = ", ".join(alive[:5]) + (" …" if len(alive) > 5 else "") if alive else "none"
-        raise UnknownProcess(
-            f"no process {wanted!r} is alive in namespace {namespace.name} at {namespace.store.url}; "
-            f"alive: {known}"
-        )
-    return found
 
 
 def _show(result: dict[str, Any], *, dry_run: bool) -> None:
