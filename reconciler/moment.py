@@ -46,7 +46,7 @@ def parse_moment(text: str, what: str = "--at") -> tuple[int, int]:
     if _ENTRY_ID.fullmatch(text):
         return id_key(text)
     if re.fullmatch(r"\d{9,11}(\.\d+)?", text):
-        return int(float(text) * 1000), _LAST_OF_MS
+        return round(float(text) * 1000), _LAST_OF_MS
     if re.fullmatch(r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?", text):
         today = time.strftime("%Y-%m-%d", time.gmtime())
         text = f"{today}T{text.zfill(len(text) + (text[1] == ':'))}"
@@ -59,4 +59,4 @@ def parse_moment(text: str, what: str = "--at") -> tuple[int, int]:
         ) from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return int(moment.timestamp() * 1000), _LAST_OF_MS
+    return round(moment.timestamp() * 1000), _LAST_OF_MS

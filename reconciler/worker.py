@@ -14,9 +14,9 @@ import signal
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-from reconciler.http import serve
 from reconciler.policy import Policy
 from reconciler.reconciler import Reconciler
+from reconciler.web import Access, serve
 from store.connection import Unavailable, connect
 from store.namespace import Namespace
 
@@ -31,7 +31,7 @@ async def run_worker(
     *,
     namespace: str,
     policy: Policy,
-    http: str | None = None,
+    http: Access | None = None,
     full_pass_seconds: float = 30.0,
     lease_seconds: float = 10.0,
     name: str = "worker",
@@ -42,7 +42,7 @@ async def run_worker(
         url: of Redis.
         namespace: of the log.
         policy: what is desired; it is recorded in the namespace for the other commands.
-        http: `host:port` to listen on; None does not listen.
+        http: where to listen, and for whom; None does not listen.
         full_pass_seconds: how often every process is looked at although nothing was heard.
         lease_seconds: how long a partition stays with a worker that is not heard of.
         name: of the worker, as it stands in the log.
