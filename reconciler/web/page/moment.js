@@ -36,6 +36,7 @@ export class Moment {
     slider.min = 0;
     slider.max = this.last - this.first;
     slider.step = 1;
+    slider.dataset.first = this.first;
     slider.value = this.ms === null ? slider.max : this.ms - this.first;
     this.label();
   }

@@ -126,7 +126,8 @@ export class Timeline {
     this.pool.forEach((made, at) => {
       const line = this.lines[from + at];
       made.node.hidden = at >= until - from;
-      if (!made.node.hidden) {
+      if (made.node.hidden) forget(made.node);
+      else {
         made.node.style.transform = `translateY(${(from + at) * this.height}px)`;
         this.fillRow(made, line, from + at);
       }
@@ -140,9 +141,8 @@ export class Timeline {
     node.classList.toggle("group", group);
     if (group) {
       const [name, rest] = processName(line.process);
-      node.id = `group-${at}`;
       node.setAttribute("role", "presentation");
-      for (const attribute of ["aria-selected", "aria-label", "data-ref", "data-n", "title"]) node.removeAttribute(attribute);
+      forget(node);
       made.label.textContent = name;
       made.reason.textContent = `${rest} · ${number(line.count)}`;
       made.bars.replaceChildren();
@@ -178,8 +178,10 @@ export class Timeline {
     const x1 = Math.max(0, this.x(one.created_ms));
     const x2 = Math.max(x1 + 3, Math.min(this.width, this.x(one.ended_ms ?? this.nowMs)));
     const parts = [svg("rect", { class: `bar ${colourOf(kindOf(one.ref))}${end ? "" : " open"}`, x: x1, y: 4, width: x2 - x1, height: 10, rx: 2.5 })];
-    const marks = one.used.map((ms) => this.x(ms)).filter((x) => x > x1 + 1 && x < x2);
-    if (marks.length) parts.push(svg("path", { class: "mark", d: marks.map((x) => `M${x.toFixed(1)} 4v10`).join("") }));
+    // Marks closer than they are wide become one; the first and the last stay within the bar.
+    const within = one.used.filter((ms) => ms >= this.from).map((ms) => Math.round(Math.min(Math.max(this.x(ms), x1 + 2), x2 - 1) / 3) * 3);
+    const marks = [...new Set(within)];
+    if (marks.length) parts.push(svg("path", { class: "mark", d: marks.map((x) => `M${x} 4v10`).join("") }));
     if (end === "lost") parts.push(svg("path", { class: "end-lost", d: `M${x2 - 3} 5l7 8m0-8l-7 8` }));
     else if (end) parts.push(svg("circle", { class: `end-${end}`, cx: x2, cy: 9, r: 3.5 }));
     bars.replaceChildren(...parts);
@@ -284,6 +286,12 @@ function makeRow(list) {
   label.after(bars);
   list.append(node);
   return { node, label, bars, reason };
+}
+
+// A row that is out of sight, or a heading, answers to no resource's name.
+function forget(node) {
+  for (const name of ["id", "aria-selected", "aria-label", "aria-setsize", "aria-posinset", "data-ref", "data-n", "title"]) node.removeAttribute(name);
+  node.classList.remove("active", "off");
 }
 
 function fill(select, values) {
