@@ -79,7 +79,7 @@ def _say(
     elif waiting is not None and attempt is not None:
         how = "refused" if attempt.refused else "failed"
         row.state = "stuck" if waiting.stuck else "retrying"
-        row.doing = f"{how} {times} ({waiting.reason}); it is tried again"
+        row.doing = f"{how} {times} ({waiting.reason}); tried again"
     elif step is not None:
         row.doing = f"about to be {_VERBS[step.action]} by {holder.partition('@')[0]}"
     else:

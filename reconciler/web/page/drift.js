@@ -33,7 +33,7 @@ function line(item, now, onChoose) {
       type: "button", class: "as-link", "data-key": key, onclick: () => onChoose(item.ref, item.process),
     }, item.ref), entry),
     cell("process", processName(item.process)[0]),
-    cell("why", item.reason),
+    cell("why", item.reason.replace(/(\d) s\b/g, "$1\u00a0s")),
     cell("what is done", el("span", { class: `badge state-${item.state}` }, WORDS[item.state]), ` ${item.doing}${next}`),
   );
   made.dataset.ref = item.ref;
