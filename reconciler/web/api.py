@@ -86,8 +86,7 @@ def read_query(request: web.Request, model: type[Q]) -> Q:
     Raises:
         ApiError: 400, with the name of what is wrong.
     """
-    names = list(request.query.keys())
-    twice = {name for name in names if names.count(name) > 1}
+    twice = {name for name in request.query if len(request.query.getall(name)) > 1}
     if twice:
         raise ApiError(400, "bad_request", f"{min(twice)}: is given twice")
     try:

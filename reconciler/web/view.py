@@ -40,6 +40,7 @@ log = structlog.get_logger("reconciler.web")
 IDLE_SECONDS = 60.0
 SPACING_SECONDS = 0.25
 FULL_SECONDS = 5.0
+AGAIN_SECONDS = 0.5
 OPEN_SECONDS = 5.0
 REST = 9
 
@@ -207,7 +208,8 @@ class FleetView:
         """Waits for something to happen, brings the fleet up to date, and rests."""
         if self.fleet is not None:
             soonest = min(self._due.values(), default=inf)
-            delay = max(0.0, min(FULL_SECONDS, (soonest - self.fleet.now_ms) / 1000))
+            longest = AGAIN_SECONDS if self.trouble else FULL_SECONDS
+            delay = max(0.0, min(longest, (soonest - self.fleet.now_ms) / 1000))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):
                     await self._wake.wait()
