@@ -23,7 +23,7 @@ from reconciler.reconciler import Reconciler
 from reconciler.request import NO_ANSWER, ask_workers, choose, live_hosts
 from reconciler.result import merge
 from reconciler.web.access import Access
-from reconciler.web.doing import drift_rows
+from reconciler.web.doing import drift_now
 from reconciler.web.errors import ApiError, bad_request
 from reconciler.web.history import History, nearest
 from reconciler.web.shapes import (
@@ -46,6 +46,7 @@ from reconciler.web.view import FleetView
 log = structlog.get_logger("reconciler.web")
 
 RECONCILES_AT_ONCE = 4
+ANSWERS_KEPT = 100
 Q = TypeVar("Q", bound=BaseModel)
 
 
@@ -119,6 +120,7 @@ class Api:
         self._namespace = reconciler.namespace
         self._history = History(reconciler.namespace)
         self._reconciling = 0
+        self._drift: tuple[Fleet | None, dict[DriftQuery, DriftNow]] = (None, {})
         self._described: tuple[Fleet | None, FleetNow | None] = (None, None)
 
     def operations(self) -> tuple[Operation, ...]:
@@ -201,8 +203,18 @@ class Api:
 
     async def drift(self, query: DriftQuery) -> DriftNow:
         fleet = await self._view.look()
-        rows = drift_rows(fleet, self._view.leases, self._namespace, query.process)
-        return DriftNow(fleet.now_ms, len(rows), rows[: query.limit])
+        if fleet is not self._drift[0]:
+            self._drift = fleet, {}
+        # Every open page asks the same after each round: it is found once.
+        found = self._drift[1]
+        if query not in found:
+            if len(found) >= ANSWERS_KEPT:
+                found.clear()
+            found[query] = drift_now(
+                fleet, self._view.leases, self._namespace,
+                process=query.process, limit=query.limit,
+            )  # fmt: skip
+        return found[query]
 
     async def chain(self, query: ChainQuery) -> Chain:
         await self._view.look()

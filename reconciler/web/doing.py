@@ -8,7 +8,7 @@ from reconciler.drift import DriftItem
 from reconciler.fleet import Fleet
 from reconciler.fold import Attempt, target_of
 from reconciler.plan import Step, Waiting
-from reconciler.web.shapes import DriftRow
+from reconciler.web.shapes import DriftNow, DriftRow
 from store.messages import Action
 from store.namespace import Namespace
 
@@ -21,25 +21,30 @@ _VERBS = {
 _Key = tuple[str, str]
 
 
-def drift_rows(
-    fleet: Fleet, leases: Mapping[int, str], namespace: Namespace, process: str | None = None
-) -> list[DriftRow]:
-    """All drift of a fleet, or of one process, each with what is being done about it.
+def drift_now(
+    fleet: Fleet,
+    leases: Mapping[int, str],
+    namespace: Namespace,
+    *,
+    process: str | None = None,
+    limit: int,
+) -> DriftNow:
+    """The drift of a fleet, or of one process: how much, and what is being done about the first of it.
 
     Args:
         fleet: as it was read.
         leases: partition -> the worker that holds it.
         namespace: tells the partition of a process.
         process: only this one; None is all.
+        limit: of rows.
     """
     steps: dict[_Key, Step] = {(s.process, s.target): s for s in fleet.plan.steps}
     waiting: dict[_Key, Waiting] = {
         (w.item.process, _target(w.item)): w for w in fleet.plan.waiting
     }
+    items = [item for item in fleet.drift if process in (None, item.process)]
     rows = []
-    for item in fleet.drift:
-        if process not in (None, item.process):
-            continue
+    for item in items[:limit]:
         key = (item.process, _target(item))
         state = fleet.state.processes.get(item.process)
         attempt = state.attempts.get(key[1]) if state is not None else None
@@ -50,7 +55,7 @@ def drift_rows(
         )  # fmt: skip
         _say(row, steps.get(key), waiting.get(key), attempt, holder)
         rows.append(row)
-    return rows
+    return DriftNow(fleet.now_ms, len(items), rows)
 
 
 def _target(item: DriftItem) -> str:

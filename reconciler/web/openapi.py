@@ -111,7 +111,15 @@ def _others() -> dict[str, Any]:
                 "503": _answer("too many streams are open; see Retry-After", "Failure"),
             },
         ),
-        "/api/openapi.json": _get("This document", {"200": _text("OpenAPI 3.1", _JSON)}),
+        "/api/openapi.json": _get(
+            "This document",
+            {
+                "200": {
+                    "description": "OpenAPI 3.1",
+                    "content": {_JSON: {"schema": {"type": "object", "required": ["openapi"]}}},
+                }
+            },
+        ),
     }
 
 
