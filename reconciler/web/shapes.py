@@ -92,7 +92,9 @@ class Timeline(msgspec.Struct):
     """Lifetimes that changed after `after`, the earliest change first.
 
     Go on with `after=<next>`: while `more` is true for the rest of the whole, later for what is new.
-    When `epoch` is another one than before, begin again with `after=0`.
+    When `epoch` is another one than before, begin again with `after=0`. A filter leaves lifetimes out
+    of a page; it does not fill the page up. `left_off` of them are no longer kept; of what ended after
+    `complete_since_ms` none is missing.
     """
 
     epoch: str

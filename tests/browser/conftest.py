@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from playwright import sync_api as playwright
 
 # Real processes, as the end-to-end tests have them.
 from tests.e2e.conftest import chat, cli, start_worker, url  # noqa: F401
 from tests.e2e.programs import ROOT
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 ARGUMENTS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

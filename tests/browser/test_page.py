@@ -254,7 +254,7 @@ class TestLooking:
         assert names == []
 
     def pictures(self, world: World, open_page: Open, artefacts: Path) -> None:
-        wide = {"width": 1360, "height": 1240}
+        wide = {"width": 1360, "height": 1420}
         for name, scheme, size in (
             ("light", "light", wide),
             ("dark", "dark", wide),

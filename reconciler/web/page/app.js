@@ -54,12 +54,9 @@ async function readTimeline() {
       timeline.clear();
       if (!begun) continue;
     }
-    timeline.take(page.lifetimes);
+    timeline.take(page);
     state.after = page.next;
-    if (!page.more) {
-      document.body.dataset.leftOff = page.left_off;
-      return page.now_ms;
-    }
+    if (!page.more) return page.now_ms;
   }
 }
 

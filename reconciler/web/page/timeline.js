@@ -37,8 +37,14 @@ export class Timeline {
     this.active = null;
   }
 
-  take(lifetimes) {
-    for (const one of lifetimes) this.lifetimes.set(one.n, one);
+  // A page of the API. What the worker no longer keeps is not kept here either.
+  take(page) {
+    for (const one of page.lifetimes) this.lifetimes.set(one.n, one);
+    this.leftOff = page.left_off;
+    this.completeSince = page.complete_since_ms;
+    if (page.more || this.lifetimes.size <= page.kept) return;
+    const ended = [...this.lifetimes.values()].filter((one) => one.ended_ms !== null).sort((a, b) => a.ended_ms - b.ended_ms);
+    for (const one of ended.slice(0, this.lifetimes.size - page.kept)) this.lifetimes.delete(one.n);
   }
 
   // The times at which a resource appeared or went, in order: what Shift and an arrow jump along.
@@ -88,7 +94,8 @@ export class Timeline {
     }
     this.options();
     const all = this.lifetimes.size;
-    $("timeline-note").textContent = kept === all ? count(all, "lifetime") : `${number(kept)} of ${count(all, "lifetime")}`;
+    const left = this.leftOff ? `; ${number(this.leftOff)} more, that ended before ${clock(this.completeSince)}, are left off` : "";
+    $("timeline-note").textContent = (kept === all ? count(all, "lifetime") : `${number(kept)} of ${count(all, "lifetime")}`) + left;
     $("timeline-note").dataset.shown = kept;
     this.positions = new Map(this.lines.map((line, at) => [line.one?.n, at]));
     this.draw();
