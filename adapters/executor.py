@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,9 @@ class Entry:
         key: under which.
         obj: the very object.
         uses, owned_by: as recorded.
-        in_use: acquired by how many.
+        in_use: acquired by how many, through the host.
+        held: acquired by how many besides, by the service's own count.
+        mark: of its last use, as its registry's `used` tells it.
         terminating: the order that is ending it, or empty.
         heir: the entry of the same object after the service took it out of its registry unclosed.
     """
@@ -55,12 +57,19 @@ class Entry:
     uses: tuple[str, ...] = ()
     owned_by: str | None = None
     in_use: int = 0
+    held: int = 0
+    mark: Any = None
     terminating: str = ""
     heir: Entry | None = None
 
+    @property
+    def holders(self) -> int:
+        """Acquired by how many, by whichever count."""
+        return self.in_use + self.held
+
 
 class Refusal(Exception):
-    """A precondition does not hold: `stale`, `gone` or `busy`, and why."""
+    """A precondition does not hold: `stale`, `gone` or `busy`, and why. A teardown may raise it."""
 
 
 class Executor:
@@ -69,6 +78,7 @@ class Executor:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._hanging: set[asyncio.Task[None]] = set()
+        self._untracked: dict[str, Entry] = {}
 
     async def execute(self, orders: Sequence[Order]) -> None:
         """Carries out orders that came together: stage by stage, those of one stage side by side."""
@@ -96,6 +106,10 @@ class Executor:
                     raise Refusal(f"gone: this host does not know the action {order.action!r}")
         except Refusal as refusal:
             self._outcome("cleanup_refused", order, str(refusal))
+        except Exception as error:
+            # A function of the service raised: that ends this order, not those after it.
+            log.warning("order failed", ref=order.ref, order_id=order.id, reason=str(error))
+            self._outcome("cleanup_failed", order, str(error) or type(error).__name__)
         finally:
             current_order.reset(token)
 
@@ -115,18 +129,18 @@ class Executor:
         """
         entry = self._host.entries.get(order.ref)
         if entry is None and order.seq == 0:
-            entry = self._host.adopt(order.ref)  # It was untracked, and the policy says to end it.
-            order_seq = entry.seq if entry else 0
-        else:
-            order_seq = order.seq
+            # It is untracked, and the policy says to end it. It stays untracked until it has gone:
+            # adopting it first would make it desired if its teardown failed.
+            entry = self._untracked.get(order.ref) or self._host.untracked(order.ref)
         if entry is None:
             raise Refusal("gone: it is not alive in this process")
         if entry.terminating:
             raise Refusal(f"busy: order {entry.terminating} is ending it")
-        if entry.seq != order_seq:
+        self._host.look_at(entry)  # What the service noted in the object itself counts, too.
+        if entry.seq != order.seq:
             raise Refusal(f"stale: its last event is seq {entry.seq}, the order knew {order.seq}")
-        if entry.in_use:
-            raise Refusal(f"busy: it is acquired by {entry.in_use}")
+        if entry.holders:
+            raise Refusal(f"busy: it is acquired by {entry.holders}")
         if entry.registry is not None and not self._host.holds(entry):
             raise Refusal("gone: its registry does not hold it, or holds another object")
         if user := self._host.user_of(order.ref):
@@ -139,11 +153,18 @@ class Executor:
 
     async def _teardown(self, order: Order) -> None:
         entry = self._check(order)
+        if entry.seq == 0:
+            self._untracked[order.ref] = entry
+        task = asyncio.ensure_future(self._end(entry, order))
+        # As long as it runs, whatever became of the order, nobody can acquire what it takes apart.
+        task.add_done_callback(lambda _: self._let_go(entry))
         try:
-            await self._bounded(self._end(entry, order), order.timeout)
+            await self._bounded(task, order.timeout)
+            if entry.seq == 0:
+                self._outcome("cleaned_up", order, order.reason)
+        except Refusal:
+            raise
         except Exception as error:
-            if self._host.entries.get(order.ref) is entry:
-                entry.terminating = ""
             reason = str(error) or type(error).__name__
             log.warning("teardown failed", ref=order.ref, order_id=order.id, reason=reason)
             self._outcome("cleanup_failed", order, reason)
@@ -167,23 +188,43 @@ class Executor:
                 ) from error
         await _call(registry.teardown or close, id, entry.obj)
         if self._host.entries.get(entry.ref) is entry:
+            if self._host.holds(entry):
+                registry.pop(entry.key, None)
+            else:
+                # The teardown took it out behind the registry's back.
+                self._host.forget(entry, reason=order.reason)
+        elif entry.seq == 0 and self._host.holds(entry):
             registry.pop(entry.key, None)
 
-    async def _bounded(self, ending: Awaitable[None], timeout: float) -> None:
+    async def _bounded(self, task: asyncio.Task[None], timeout: float) -> None:
         """Waits for a teardown, but not longer than `timeout` seconds, even if it ignores that."""
-        task = asyncio.ensure_future(ending)
-        done, _ = await asyncio.wait({task}, timeout=timeout)
+        try:
+            done, _ = await asyncio.wait({task}, timeout=timeout)
+        except asyncio.CancelledError:
+            self._give_up(task)
+            raise
         if done:
+            if task.cancelled():
+                raise RuntimeError("it was cancelled from within")
             return task.result()
-        task.cancel()
-        self._hanging.add(task)
-        task.add_done_callback(self._let_go)
+        self._give_up(task)
         raise TimeoutError(f"no end after {timeout:g} s; it was cancelled")
 
-    def _let_go(self, task: asyncio.Task[None]) -> None:
+    def _give_up(self, task: asyncio.Task[None]) -> None:
+        task.cancel()
+        self._hanging.add(task)
+        task.add_done_callback(self._ended_late)
+
+    def _ended_late(self, task: asyncio.Task[None]) -> None:
         self._hanging.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.warning("a cancelled teardown failed later", reason=str(error))
+
+    def _let_go(self, entry: Entry) -> None:
+        if self._untracked.get(entry.ref) is entry:
+            del self._untracked[entry.ref]
+        if self._host.entries.get(entry.ref) is entry:
+            entry.terminating = ""
 
     # --- the others: each in one tick -----------------------------------------------------------
 
@@ -208,7 +249,9 @@ class Executor:
             self._outcome("cleaned_up", order, order.reason)
 
     def _adopt(self, order: Order) -> None:
-        if order.ref not in self._host.entries and self._host.adopt(order.ref) is None:
+        if order.ref in self._host.entries:
+            raise Refusal("stale: it is known by now")
+        if self._host.adopt(order.ref, order_id=order.id) is None:
             raise Refusal("gone: no registry holds it")
 
 

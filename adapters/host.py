@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 import threading
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -24,11 +25,11 @@ from adapters.executor import Entry, Executor, current_order
 from adapters.inventory import InventoryBook
 from adapters.logs import get_logger
 from adapters.recorder import Recorder
-from adapters.registry import Index, ObservedDict, Registry, Teardown, observable
+from adapters.registry import Findings, Index, ObservedDict, Registry, Teardown, observable
 from store.channel import HostChannel
-from store.connection import Store, Unavailable, check_cancelled, connect
+from store.connection import Store, Unavailable, check_cancelled, connect, end_tasks
 from store.errors import Fenced, NotAlive, SequenceGap
-from store.event import Scalar, process_id
+from store.event import Scalar, is_ref, process_id
 from store.log import EventLog
 from store.messages import IndexEntry, Inventory, Order, RegistryCount, Summary
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
@@ -38,6 +39,9 @@ R = TypeVar("R", Registry, Index)
 
 LEASE_SECONDS = 15.0
 _RESCAN_SECONDS = 1.0
+_LOOKS = 1000
+"""Objects of one registry that one rescan looks at, in turn: it must not hold up the service. What an
+order is about is looked at in any case, when the order is checked."""
 _PUBLISH_SPACING = 0.01
 _RETRY_FIRST, _RETRY_LONGEST = 0.05, 2.0
 _STOP_SECONDS = 5.0
@@ -86,6 +90,7 @@ class Host:
         name: str,
         namespace: str = DEFAULT_NAMESPACE,
         lease_seconds: float = LEASE_SECONDS,
+        partitions: int | None = None,
         owns_store: bool = False,
     ) -> None:
         self.name = name
@@ -97,6 +102,7 @@ class Host:
         self._store = store
         self._owns_store = owns_store
         self._namespace_name = namespace
+        self._wanted_partitions = partitions
         self._lease_ms = int(lease_seconds * 1000)
         self._users: dict[str, dict[str, None]] = {}
         self._unowned: dict[str, Entry] = {}
@@ -125,6 +131,7 @@ class Host:
         name: str,
         namespace: str = DEFAULT_NAMESPACE,
         lease_seconds: float = LEASE_SECONDS,
+        partitions: int | None = None,
     ) -> Host:
         """A host for this process: `async with Host.connect(url, name="chat-api") as host:`.
 
@@ -133,6 +140,7 @@ class Host:
             name: of the service; the process is `name@hostname:pid:start`.
             namespace: of the log.
             lease_seconds: the process counts as lost when it was not heard of for so long.
+            partitions: how many the namespace must have; None takes what is recorded, or the default.
 
         Raises:
             BadAddress, RedisUnavailable, NamespaceError: when it is entered.
@@ -143,6 +151,7 @@ class Host:
             name=name,
             namespace=namespace,
             lease_seconds=lease_seconds,
+            partitions=partitions,
             owns_store=not isinstance(url, Store),
         )
 
@@ -151,13 +160,20 @@ class Host:
         """The id of this incarnation."""
         return self.recorder.process
 
+    @property
+    def unpublished(self) -> bool:
+        """The inventory has changed since it was last published."""
+        return self._book.dirty or self._report_due
+
     async def start(self) -> Self:
         """Connects, announces the process and begins its tasks; see `connect` for what it raises."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         await self._store.open()
         try:
-            self._namespace: Namespace = await open_namespace(self._store, self._namespace_name)
+            self._namespace: Namespace = await open_namespace(
+                self._store, self._namespace_name, self._wanted_partitions
+            )
             self._log = EventLog(self._store, self._namespace)
             self._begin_incarnation()
             await self._channel.beat(self._lease_ms)
@@ -189,9 +205,7 @@ class Host:
         tasks, self._tasks = self._tasks, []
         if not tasks:
             return
-        for task in [*tasks, *self._executing]:
-            task.cancel()
-        await asyncio.gather(*tasks, *self._executing, return_exceptions=True)
+        await end_tasks([*tasks, *self._executing])
         self.recorder.record("process_stopped", f"process/{self.process}", reason="closed")
         try:
             async with asyncio.timeout(_STOP_SECONDS):
@@ -248,7 +262,10 @@ class Host:
             self.registries.append(registry)
             registry.host = self
             for key, value in registry.items():
-                self.entry_added(registry, key, value, type="adopted")
+                if isinstance(registry, Findings):
+                    self.stray_added(registry, key)
+                else:
+                    self.entry_added(registry, key, value, type="adopted")
         self._report_due = True
         self._wake_up()
         return registry
@@ -287,6 +304,8 @@ class Host:
         else:
             for entry in [e for e in self.entries.values() if e.registry is registry]:
                 self.forget(entry, reason="no longer observed")
+            for ref in registry.strays:
+                self._book.let_go(ref)
             self.registries = [one for one in self.registries if one is not registry]
         registry.host = None
         self._report_due = True
@@ -354,7 +373,7 @@ class Host:
         """The first half of `acquire`; end it with `end_use`."""
         entry = self._alive(ref)
         entry.in_use += 1
-        entry.seq = self.recorder.record("reused", ref, attrs={"in_use": entry.in_use})
+        entry.seq = self.recorder.record("reused", ref, attrs={"in_use": entry.holders})
         return entry
 
     def end_use(self, entry: Entry) -> None:
@@ -363,7 +382,7 @@ class Host:
         if entry.heir is not None:
             self.end_use(entry.heir)
         if self.entries.get(entry.ref) is entry:
-            entry.seq = self.recorder.record("reused", entry.ref, attrs={"in_use": entry.in_use})
+            entry.seq = self.recorder.record("reused", entry.ref, attrs={"in_use": entry.holders})
 
     def keep_alive(self, ref: str, seconds: float) -> None:
         """Asks for a stay: the resource is desired for so many seconds more, though it is idle.
@@ -388,7 +407,13 @@ class Host:
     # --- called by registries -----------------------------------------------------------------------
 
     def entry_added(
-        self, registry: Registry, key: Any, value: Any, *, type: str = "created"
+        self,
+        registry: Registry,
+        key: Any,
+        value: Any,
+        *,
+        type: str = "created",
+        order_id: str | None = None,
     ) -> Entry:
         """An object came into a registry, in this tick."""
         ref = registry.ref(key)
@@ -396,16 +421,23 @@ class Host:
         attrs: dict[str, Scalar] = {}
         uses = tuple(registry.uses(id, value)) if registry.uses is not None else None
         owner = registry.owned_by(id, value) if registry.owned_by is not None else None
+        stale = self.entries.get(ref)
+        if stale is not None:
+            # What was acquired, used or owned was the other object: the log must not mix them up.
+            self.forget(stale, reason="another object came under its reference")
         entry = Entry(ref, 0, registry, key, value)
+        if registry.used is not None:
+            entry.mark = registry.used(id, value)
+        if registry.in_use is not None and (held := registry.in_use(id, value)):
+            entry.held = attrs["in_use"] = held
         if registry.owned_by is not None and owner is None:
             attrs["awaits_owner"] = True
             self._unowned[ref] = entry
         if registry.user is not None and (user := registry.user(id, value)) is not None:
             attrs["user"] = str(user)
-        stale = self.entries.get(ref)
-        if stale is not None:
-            self._drop(stale)
-        entry.seq = self.recorder.record(type, ref, uses=uses, owned_by=owner, attrs=attrs or None)
+        entry.seq = self.recorder.record(
+            type, ref, uses=uses, owned_by=owner, order_id=order_id, attrs=attrs or None
+        )
         self.entries[ref] = entry
         self._link(entry, uses, owner)
         self._book.hold(ref)
@@ -421,11 +453,37 @@ class Host:
         if entry is not None:
             entry.seq = self.recorder.record("reused", ref)
 
+    def look_at(self, entry: Entry) -> None:
+        """Notes what the service changed in an object itself: its holders, its use, what it uses."""
+        registry = entry.registry
+        if registry is None or (registry.in_use is None and registry.used is None):
+            return
+        if entry.terminating:
+            return  # What its teardown changes in it is not a use.
+        id, held, mark, uses = registry.id(entry.key), entry.held, entry.mark, entry.uses
+        if registry.in_use is not None:
+            held = registry.in_use(id, entry.obj)
+        if registry.used is not None:
+            mark = registry.used(id, entry.obj)
+            if registry.uses is not None:
+                uses = tuple(registry.uses(id, entry.obj))
+        if (held, mark, uses) == (entry.held, entry.mark, entry.uses):
+            return
+        linked = uses if uses != entry.uses else None
+        attrs: dict[str, Scalar] | None = None
+        if held != entry.held:
+            attrs = {"in_use": entry.in_use + held}
+        entry.held, entry.mark = held, mark
+        self._link(entry, linked, None)
+        entry.seq = self.recorder.record("reused", entry.ref, uses=linked, attrs=attrs)
+
     def entry_removed(
         self, registry: Registry, key: Any, value: Any, *, reason: str | None = None
     ) -> None:
         """An object left a registry, in this tick."""
         entry = self.entries.get(registry.ref(key))
+        if entry is None:
+            self.stray_removed(registry, key)
         if entry is None or entry.registry is not registry:
             return
         self.forget(entry, reason=reason)
@@ -453,6 +511,21 @@ class Host:
             heir = entry.heir = self.entries[unclosed.ref(_identity(value))]
             heir.in_use = entry.in_use
             heir.seq = self.recorder.record("reused", heir.ref, attrs={"in_use": heir.in_use})
+
+    def stray_added(self, registry: Registry, key: Any) -> None:
+        """Something came into a registry that the log shall not hear of, in this tick."""
+        ref = registry.ref(key)
+        registry.strays.add(ref)
+        self._book.hold(ref)
+        self._wake_up()
+
+    def stray_removed(self, registry: Registry, key: Any) -> None:
+        """Something that the log never heard of left a registry, in this tick."""
+        ref = registry.ref(key)
+        if ref in registry.strays:
+            registry.strays.discard(ref)
+            self._book.let_go(ref)
+            self._wake_up()
 
     def entries_changed(self, gone: Iterable[IndexEntry], come: Iterable[IndexEntry]) -> None:
         """Entries of an index went or came, in this tick."""
@@ -499,7 +572,7 @@ class Host:
             self._users.setdefault(used, {})[entry.ref] = None
 
     def _record_entry(self, type: str, entry: Entry, *, reason: str) -> None:
-        attrs: dict[str, Scalar] = {"in_use": entry.in_use} if entry.in_use else {}
+        attrs: dict[str, Scalar] = {"in_use": entry.holders} if entry.holders else {}
         if entry.ref in self._unowned:
             attrs["awaits_owner"] = True
         registry = entry.registry
@@ -520,26 +593,38 @@ class Host:
     def holds(self, entry: Entry) -> bool:
         """The registry of an entry still holds that very object."""
         assert entry.registry is not None
-        return dict.get(entry.registry, entry.key) is entry.obj
+        return entry.key in entry.registry and dict.get(entry.registry, entry.key) is entry.obj
 
     def user_of(self, ref: str) -> str | None:
         """Something alive that uses `ref`, if there is anything."""
-        return next(iter(self._users.get(ref, ())), None)
+        return next((user for user in self._users.get(ref, ()) if user != ref), None)
 
-    def adopt(self, ref: str) -> Entry | None:
-        """Records a resource that a registry holds and the log never heard of; None if none does."""
+    def untracked(self, ref: str) -> Entry | None:
+        """What a registry holds under `ref` and the log never heard of; None if none does."""
         kind, _, id = ref.partition("/")
         for registry in self.registries:
             if registry.kind != kind:
                 continue
             for key, value in registry.items():
                 if registry.id(key) == id:
-                    return self.entry_added(registry, key, value, type="adopted")
+                    return Entry(ref, 0, registry, key, value)
         return None
+
+    def adopt(self, ref: str, *, order_id: str | None = None) -> Entry | None:
+        """Records a resource that a registry holds and the log never heard of; None if none does."""
+        found = self.untracked(ref)
+        if found is None or found.registry is None or isinstance(found.registry, Findings):
+            return None
+        return self.entry_added(
+            found.registry, found.key, found.obj, type="adopted", order_id=order_id
+        )
+
+    def _findings(self) -> dict[str, bool]:
+        return {r.kind: r.teardown is not None for r in self.registries if isinstance(r, Findings)}
 
     def report(self, request: str) -> None:
         """Looks at the registries themselves, and publishes the inventory as an answer."""
-        self._rescan(thorough=True)
+        self._rescan(thorough=True, looks=sys.maxsize)
         self._answers.append(request)
         self._report_due = True
         self._wake_up()
@@ -550,15 +635,21 @@ class Host:
         return Inventory(
             process=self.process,
             as_of=self.recorder.seq,
-            held=frozenset(registry.ref(key) for registry in self.registries for key in registry),
+            held=frozenset(
+                ref
+                for registry in self.registries
+                for key in registry
+                if is_ref(ref := registry.ref(key))
+            ),
             entries=tuple(line for index in self.indexes.values() for line in index.known()),
             kinds=frozenset(registry.kind for registry in self.registries),
             rss=self._self.memory_info().rss,
+            findings=self._findings(),
         )
 
     def _look_behind(self, registry: Registry) -> None:
         """Notes what came into a registry, or left it, behind its back: drift of its own sort."""
-        held = {registry.ref(key) for key in registry}
+        held = {ref for key in registry if is_ref(ref := registry.ref(key))}
         strays = held - self.entries.keys()
         for ref in registry.strays - strays - self.entries.keys():
             self._book.let_go(ref)
@@ -569,19 +660,38 @@ class Host:
             if entry.registry is registry and ref not in held:
                 self._book.let_go(ref)
 
-    def _rescan(self, *, thorough: bool = False) -> None:
+    def _look_at_some(self, registry: Registry, looks: int) -> None:
+        """Looks at as many objects of a registry, going on where the last rescan ended."""
+        keys = list(registry)
+        if len(keys) > looks:
+            start = registry.looked % len(keys)
+            registry.looked = start + looks
+            keys = (keys + keys)[start : start + looks]
+        for key in keys:
+            if (entry := self.entries.get(registry.ref(key))) is not None:
+                self.look_at(entry)
+
+    def _rescan(self, *, thorough: bool = False, looks: int = _LOOKS) -> None:
         """Compares the book with the registries themselves, in one tick."""
         for index in self.indexes.values():
-            index.rescan()
+            with _noted(index.name):
+                index.rescan()
         for registry in self.registries:
             if thorough or len(registry) != registry.noted or registry.strays:
-                self._look_behind(registry)
+                with _noted(registry.name):
+                    self._look_behind(registry)
+            if registry.in_use is not None or registry.used is not None:
+                with _noted(registry.name):
+                    self._look_at_some(registry, looks)
         for ref, entry in list(self._unowned.items()):
             holder = entry.registry
             if holder is not None and holder.owned_by is not None and not entry.terminating:
-                owner = holder.owned_by(holder.id(entry.key), entry.obj)
-                if owner is not None:
-                    self.link(ref, owned_by=owner)
+                with _noted(holder.name):
+                    owner = holder.owned_by(holder.id(entry.key), entry.obj)
+                    if owner is not None:
+                        self.link(ref, owned_by=owner)
+        if self._book.dirty:
+            self._wake_up()
 
     # --- tasks ------------------------------------------------------------------------------------------
 
@@ -601,6 +711,7 @@ class Host:
         while True:
             check_cancelled()
             await self._wake.wait()
+            process = self.process
             try:
                 await self._drain()
                 self._set_connected(True)
@@ -611,7 +722,7 @@ class Host:
                 await asyncio.sleep(retry)
                 retry = min(retry * 2, _RETRY_LONGEST)
             except (Fenced, SequenceGap) as error:
-                self._reincarnate(str(error))
+                self._reincarnate(process, str(error))
 
     def _set_connected(self, connected: bool, error: BaseException | None = None) -> None:
         if connected != self._connected:
@@ -631,7 +742,7 @@ class Host:
             self._awake = False
             first, payloads = self.recorder.batch()
             whole = len(payloads) == len(self.recorder)
-            publish = whole and (self._book.dirty or self._report_due)
+            publish = whole and self.unpublished
             if not payloads and not publish:
                 return
             if publish and (wait := self._last_publish + _PUBLISH_SPACING - time.monotonic()) > 0:
@@ -652,12 +763,13 @@ class Host:
 
     async def _send_both(self, first: int, payloads: list[bytes]) -> None:
         # Taken here, before anything is awaited: book, seq and the batch are of one tick.
-        summary, buckets, answers = self._summary(), self._book.take(), self._answers
+        summary, root, buckets = self._summary(), self._book.root(), self._book.take()
+        answers = self._answers
         self._answers, self._report_due = [], False
         self._last_publish = time.monotonic()
         try:
             await self._append(first, payloads)
-            await self._channel.publish(summary, buckets)
+            await self._channel.publish(summary, root, buckets)
         except BaseException:
             self._book.put_back(buckets)
             self._answers = answers + self._answers
@@ -675,18 +787,20 @@ class Host:
         return Summary(
             process=self.process,
             as_of=self.recorder.seq,
-            digests=self._book.digests(),
             kinds=tuple(sorted({registry.kind for registry in self.registries})),
             registries=tuple(counts),
             rss=rss,
             fds=fds,
             outbox=len(self.recorder),
             answers=tuple(self._answers),
+            findings=self._findings(),
         )
 
-    def _reincarnate(self, why: str) -> None:
-        """Goes on as a new process, which adopts what this one still holds."""
-        before, left = self.process, len(self.recorder)
+    def _reincarnate(self, before: str, why: str) -> None:
+        """Goes on as a new process, which adopts what `before` still holds."""
+        if before != self.process:
+            return  # Two tasks found out at the same time.
+        left = len(self.recorder)
         self.recorder = Recorder(process_id(self.name), self._wake_up)
         log.warning(
             "this process can no longer write to the log; it goes on as a new one",
@@ -732,12 +846,22 @@ class Host:
             self._beat_now.clear()
             self._report_due = True
             self._wake_up()
+            process = self.process
             try:
                 await self._channel.beat(self._lease_ms)
             except Unavailable:
                 continue
             except Fenced as error:
-                self._reincarnate(str(error))
+                self._reincarnate(process, str(error))
+
+
+@contextlib.contextmanager
+def _noted(name: str) -> Iterator[None]:
+    """What a service's own functions raise is logged, and costs no more than one look."""
+    try:
+        yield
+    except Exception:
+        log.exception("a registry could not be looked at", registry=name)
 
 
 def _identity(value: Any) -> str:

@@ -23,6 +23,7 @@ class InventoryBook:
         self._entries: dict[int, set[IndexEntry]] = {}
         self._digests: dict[int, int] = {}
         self._dirty: set[int] = set()
+        self._root = 0
 
     @property
     def dirty(self) -> bool:
@@ -54,15 +55,16 @@ class InventoryBook:
     def _toggle(self, lines: dict[int, set[T]], item: T, line: str, *, present: bool) -> None:
         number = hash_of(line)
         bucket = number % BUCKETS
-        content = lines.setdefault(bucket, set())
+        content = lines.get(bucket, set())
         if (item in content) == present:
             return
         if present:
-            content.add(item)
+            lines.setdefault(bucket, content).add(item)
         else:
             content.remove(item)
             if not content:
                 del lines[bucket]
+        self._root ^= number
         digest = self._digests.get(bucket, 0) ^ number
         if bucket in self._held or bucket in self._entries:
             self._digests[bucket] = digest
@@ -70,20 +72,23 @@ class InventoryBook:
             self._digests.pop(bucket, None)
         self._dirty.add(bucket)
 
-    def take(self) -> dict[str, bytes]:
-        """The buckets that changed, encoded; an empty one has no content. They count as sent."""
+    def take(self) -> dict[str, tuple[str, bytes]]:
+        """The buckets that changed: number -> (digest, content), without content where it is empty.
+
+        They count as sent.
+        """
         changed = {}
         for bucket in self._dirty:
             held = self._held.get(bucket, set())
             entries = self._entries.get(bucket, set())
             content = encode_message(Bucket(list(held), list(entries))) if held or entries else b""
-            changed[str(bucket)] = content
+            changed[str(bucket)] = (f"{self._digests.get(bucket, 0):016x}", content)
         self._dirty = set()
         return changed
 
-    def digests(self) -> dict[str, str]:
-        """Bucket number -> digest, of the buckets that hold something."""
-        return {str(bucket): f"{digest:016x}" for bucket, digest in self._digests.items()}
+    def root(self) -> str:
+        """The digest over all buckets: equal content, equal root."""
+        return f"{self._root:016x}"
 
     def put_back(self, buckets: Iterable[str]) -> None:
         """Buckets that were taken did not arrive: they are changed again."""

@@ -15,10 +15,14 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from itertools import islice
 
+import structlog
+
 from store.event import EVENT_TYPES, NO_DIGEST, EventRow, Scalar, check_ref, encode
 
 BATCH = 500
 """Events sent in one round trip at the most."""
+
+log = structlog.get_logger("adapters.recorder")
 
 trace_id: ContextVar[str | None] = ContextVar("agent_reconciler_trace_id", default=None)
 """Set it per request: the events recorded within carry it."""
@@ -103,9 +107,17 @@ class Recorder:
         The same ones again until `acknowledge` is called for them.
         """
         if not self._encoded:
-            for row in list(islice(self._outbox, BATCH)):
-                payload, self._digest = encode(row, self._digest)
+            with self._lock:
+                rows = list(islice(self._outbox, BATCH))
+            for row in rows:
+                try:
+                    payload, digest = encode(row, self._digest)
+                except (TypeError, ValueError) as error:
+                    # It has its number already: something must stand there, or nothing follows it.
+                    log.warning("event recorded without its details", ref=row.ref, error=str(error))
+                    payload, digest = encode(_bare(row, error), self._digest)
                 self._encoded.append(payload)
+                self._digest = digest
         first = self._outbox[0].seq if self._outbox else self.seq + 1
         return first, self._encoded
 
@@ -114,3 +126,15 @@ class Recorder:
         for _ in self._encoded:
             self._outbox.popleft()
         self._encoded = []
+
+
+def _bare(row: EventRow, error: Exception) -> EventRow:
+    """An event without what cannot be encoded: the caller gave values that are not text."""
+    return EventRow(
+        row.type,
+        row.ref.encode("utf-8", "replace").decode(),
+        row.process,
+        row.seq,
+        row.at,
+        reason=f"its details could not be encoded: {type(error).__name__}",
+    )

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from adapters.logs import get_logger
+from store.event import is_ref
 from store.messages import IndexEntry
 
 if TYPE_CHECKING:
@@ -69,9 +70,9 @@ class ObservedDict(dict[Any, Any]):
         self._note(self._removed, key, old)
 
     def pop(self, key: Any, *default: Any) -> Any:
-        present = key in self
+        size = len(self)
         value = super().pop(key, *default)
-        if present:
+        if len(self) < size:
             self._note(self._removed, key, value)
         return value
 
@@ -99,6 +100,13 @@ class ObservedDict(dict[Any, Any]):
         self.update(other)
         return self
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # A copy, shallow or deep, and a pickle are of the content: a second observer of the same
+        # entries would record them twice.
+        if self.default_factory is not None:
+            return defaultdict, (self.default_factory, dict(self))
+        return dict, (list(self.items()),)
+
     def plain(self) -> dict[Any, Any]:
         """The content as a dict of the original sort."""
         if self.default_factory is not None:
@@ -120,6 +128,11 @@ class Registry(ObservedDict):
         owned_by: the reference that an entry dies with, `(id, object)`; None while it is not known,
             then it is asked again later.
         user: whose an entry is, `(id, object)`, for limits per user.
+        in_use: how many hold an entry acquired by the service's own count, `(id, object)`. It is
+            asked from time to time, and in the tick in which a teardown is checked.
+        used: a mark that changes with each use that the service notes in the object itself, such as
+            its time of last activity, `(id, object)`. Asked when `in_use` is; what the entry uses
+            is then asked anew, too.
         close_removed: what closes an object that the service takes out of the registry without
             closing it, `(id, object)`; True calls its own `aclose` or `close`. Until it is closed
             it counts as a resource of kind `unclosed_<kind>`. None leaves that to the service.
@@ -131,6 +144,7 @@ class Registry(ObservedDict):
         strays: references held that the host does not know of.
         unclosed: holds what was taken out and is not closed yet, by identity.
         removed: what such an object was, on its way there.
+        looked: how far the host has come in looking at the objects themselves.
     """
 
     def __init__(
@@ -144,6 +158,8 @@ class Registry(ObservedDict):
         uses: Callable[[str, Any], Iterable[str]] | None = None,
         owned_by: Callable[[str, Any], str | None] | None = None,
         user: Callable[[str, Any], str | None] | None = None,
+        in_use: Callable[[str, Any], int] | None = None,
+        used: Callable[[str, Any], Any] | None = None,
         close_removed: Teardown | Literal[True] | None = None,
         id: Callable[[Any], str] = str,
     ) -> None:
@@ -155,12 +171,15 @@ class Registry(ObservedDict):
         self.uses = uses
         self.owned_by = owned_by
         self.user = user
+        self.in_use = in_use
+        self.used = used
         self.id = id
         self.close_removed = close_removed
         self.unclosed: Registry | None = None
         self.removed: dict[str, str] = {}
         self.host: Host | None = None
         self.noted = 0
+        self.looked = 0
         self.strays: set[str] = set()
 
     def ref(self, key: Any) -> str:
@@ -183,6 +202,34 @@ class Registry(ObservedDict):
     def _removed(self, key: Any, value: Any) -> None:
         if self.host is not None:
             self.host.entry_removed(self, key, value)
+
+
+class Findings(Registry):
+    """What somebody found in the process and nobody declared: in the inventory, never in the log.
+
+    Its entries are untracked drift, which is shown and counted; the policy `untracked = "teardown"`
+    has them ended by `teardown`.
+
+    Args:
+        kind: of the findings.
+        teardown: ends one, `(id, finding)`; None where there is nothing to end, as with a trend.
+        name: shown to people.
+    """
+
+    def __init__(
+        self, kind: str, *, teardown: Teardown | None = None, name: str | None = None
+    ) -> None:
+        super().__init__(kind, name=name, teardown=teardown)
+
+    def _added(self, key: Any, value: Any) -> None:
+        if self.host is not None:
+            self.host.stray_added(self, key)
+
+    def _replaced(self, key: Any, old: Any, new: Any) -> None: ...
+
+    def _removed(self, key: Any, value: Any) -> None:
+        if self.host is not None:
+            self.host.stray_removed(self, key)
 
 
 class Index(ObservedDict):
@@ -217,11 +264,14 @@ class Index(ObservedDict):
         self._targets = targets
         self.host: Host | None = None
         self._known: dict[Any, frozenset[IndexEntry]] = {}
+        self._only_text_keys = all(isinstance(key, str) for key in self)
 
     def _lines(self, key: Any, value: Any) -> frozenset[IndexEntry]:
-        lines = {IndexEntry(self.name, str(key), ref) for ref in self._named(key, value)}
-        if self.key_names is not None:
-            lines.add(IndexEntry(self.name, str(key), f"{self.key_names}/{key}", True))
+        # What cannot be a reference names nothing that ever lived.
+        name = str(key).encode("utf-8", "replace").decode()
+        lines = {IndexEntry(self.name, name, ref) for ref in self._named(key, value) if is_ref(ref)}
+        if self.key_names is not None and is_ref(f"{self.key_names}/{key}"):
+            lines.add(IndexEntry(self.name, name, f"{self.key_names}/{key}", True))
         return frozenset(lines)
 
     def _named(self, key: Any, value: Any) -> Iterator[str]:
@@ -243,6 +293,7 @@ class Index(ObservedDict):
 
     def _look(self, key: Any) -> None:
         """Brings the inventory up to date with what the entry under `key` names now."""
+        self._only_text_keys = self._only_text_keys and isinstance(key, str)
         if self.host is None:
             return
         before = self._known.get(key, frozenset())
@@ -277,27 +328,41 @@ class Index(ObservedDict):
 
         An entry that names one resource goes as a whole. A list loses the one item, and goes when
         nothing is left in it, unless its key names something that still lives.
+
+        Raises:
+            ValueError: the entry names the target, and nothing in its value can be told to do so.
         """
-        for real in [real for real in self._known if str(real) == key]:
-            lines = {line for line in self._lines(real, self[real]) if line.target == target}
-            if not lines:
-                continue
+        dropped = False
+        # Keys come as text; with other keys in it, several may look the same.
+        alike = [key] if self._only_text_keys else [real for real in self if str(real) == key]
+        for real in [real for real in alike if real in self]:
             value = dict.__getitem__(self, real)
-            if any(line.whole for line in lines) or not isinstance(value, list | set | tuple):
-                del self[real]
-                return True
-            dead = [item for item in value if target in self._named(real, [item])]
-            if isinstance(value, tuple):
-                self[real] = tuple(item for item in value if item not in dead)
+            lines = {line for line in self._lines(real, value) if line.target == target}
+            if lines:
+                self._drop_one(real, value, target, whole=any(line.whole for line in lines))
+                dropped = True
             else:
-                for item in dead:
-                    value.remove(item)
-            if not self[real] and self.key_names is None:
-                del self[real]
-            else:
-                self._look(real)
-            return True
-        return False
+                self._look(real)  # It names something else by now, or nothing.
+        return dropped
+
+    def _drop_one(self, key: Any, value: Any, target: str, *, whole: bool) -> None:
+        if whole or not isinstance(value, list | set | tuple | frozenset):
+            del self[key]
+            return
+        dead = [item for item in value if target in self._named(key, [item])]
+        if not dead:
+            raise ValueError(f"{self.name}[{key}]: no item of it names {target} by itself")
+        if isinstance(value, tuple | frozenset):
+            left: Any = type(value)(item for item in value if item not in dead)
+            self[key] = left
+        else:
+            left = value
+            for item in dead:
+                value.remove(item)
+        if not left and self.key_names is None:
+            del self[key]
+        else:
+            self._look(key)
 
 
 def observable(value: Any, what: str) -> dict[Any, Any]:

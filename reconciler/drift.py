@@ -14,7 +14,7 @@ from typing import Literal
 from reconciler.desired import desired_until, evictions, why_undesired
 from reconciler.fold import FleetState, ProcessState, target_of
 from reconciler.policy import Policy
-from store.messages import Inventory
+from store.messages import IndexEntry, Inventory
 
 Sort = Literal["orphan", "dangling", "ghost", "untracked"]
 
@@ -32,6 +32,7 @@ class DriftItem:
         seq: last seq of the resource, 0 where the log has none.
         registry, key: the entry, for `dangling`.
         since_ms: Redis time since when it is so, as far as known; 0 is unknown.
+        finding: for what a leak probe found, whether a teardown can end it; None for all else.
     """
 
     sort: Sort
@@ -42,6 +43,7 @@ class DriftItem:
     registry: str | None = None
     key: str | None = None
     since_ms: int = 0
+    finding: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,17 @@ class Drift:
         yield from self.dangling
         yield from self.ghosts
         yield from self.untracked
+
+    @classmethod
+    def of(cls, parts: Iterable[Drift]) -> Drift:
+        """The drift of several processes as one."""
+        every = list(parts)
+        return cls(
+            tuple(item for part in every for item in part.orphans),
+            tuple(item for part in every for item in part.dangling),
+            tuple(item for part in every for item in part.ghosts),
+            tuple(item for part in every for item in part.untracked),
+        )
 
     def __bool__(self) -> bool:
         return bool(self.orphans or self.dangling or self.ghosts or self.untracked)
@@ -94,11 +107,19 @@ def find_drift(
         if inventory is not None and inventory.as_of > process.seq:
             inventory = None
         rss = inventory.rss if inventory is not None else 0
-        orphans += find_orphans(process, policy, now_ms, rss=rss)
+        missing: set[str] = set()
         if inventory is not None:
             dangling += _dangling(process, inventory)
-            ghosts += _ghosts(process, inventory)
+            of_process = list(_ghosts(process, inventory))
+            missing.update(ghost.ref for ghost in of_process)
+            ghosts += of_process
             untracked += _untracked(process, inventory)
+        # What is not there cannot be torn down: it is a ghost, whatever the clock says.
+        orphans += (
+            item
+            for item in find_orphans(process, policy, now_ms, rss=rss)
+            if item.ref not in missing
+        )
     return Drift(tuple(orphans), tuple(dangling), tuple(ghosts), tuple(untracked))
 
 
@@ -115,45 +136,74 @@ def find_orphans(
             reason = evicted[ref]
         else:
             continue
-        since = int(min(until[ref], now_ms))
-        yield DriftItem("orphan", process.id, ref, reason, resource.seq, since_ms=since)
+        yield orphan_item(process, ref, reason, min(until[ref], now_ms))
 
 
 def _dangling(process: ProcessState, inventory: Inventory) -> Iterator[DriftItem]:
     for entry in inventory.entries:
-        target = entry.target
-        if target in process.resources or target in inventory.held:
+        if entry.target in process.resources or entry.target in inventory.held:
             continue
-        ended = process.gone.get(target)
-        if ended is None and target.partition("/")[0] not in inventory.kinds:
-            continue  # Nothing in this process holds such things: whether it lives is not known.
-        if ended is not None and ended > inventory.as_of:
-            continue  # It ended after the inventory was taken: the entry may have gone with it.
-        if process.gone.get(target_of(target, entry.registry, entry.key), 0) > inventory.as_of:
-            continue  # It was removed after the inventory was taken.
-        yield DriftItem(
-            "dangling",
-            process.id,
-            target,
-            f"{entry.registry}[{entry.key}] names {target}, which is not alive",
-            registry=entry.registry,
-            key=entry.key,
-        )
+        item = dangling_item(process, entry, inventory.as_of, inventory.kinds)
+        if item is not None:
+            yield item
 
 
 def _ghosts(process: ProcessState, inventory: Inventory) -> Iterator[DriftItem]:
-    for ref, resource in process.resources.items():
-        if (
-            resource.seq <= inventory.as_of
-            and ref not in inventory.held
-            and resource.kind in inventory.kinds
-        ):
-            reason = "the log says that it is alive, its registry does not hold it"
-            yield DriftItem("ghost", process.id, ref, reason, resource.seq)
+    for ref in process.resources:
+        if ref not in inventory.held:
+            item = ghost_item(process, ref, inventory.as_of, inventory.kinds)
+            if item is not None:
+                yield item
 
 
 def _untracked(process: ProcessState, inventory: Inventory) -> Iterator[DriftItem]:
     for ref in sorted(inventory.held - process.resources.keys()):
-        if process.gone.get(ref, 0) <= inventory.as_of:
-            reason = "its registry holds it, the log never heard of it"
-            yield DriftItem("untracked", process.id, ref, reason)
+        item = untracked_item(process, ref, inventory.as_of, inventory.findings)
+        if item is not None:
+            yield item
+
+
+def orphan_item(process: ProcessState, ref: str, reason: str, since_ms: float) -> DriftItem:
+    """A resource that is alive and should not be."""
+    seq = process.resources[ref].seq
+    return DriftItem("orphan", process.id, ref, reason, seq, since_ms=max(0, int(since_ms)))
+
+
+def dangling_item(
+    process: ProcessState, entry: IndexEntry, as_of: int, kinds: frozenset[str]
+) -> DriftItem | None:
+    """An index entry whose target is not alive; None where that cannot be said for sure."""
+    target = entry.target
+    ended = process.gone.get(target)
+    if ended is None and target.partition("/")[0] not in kinds:
+        return None  # Nothing in this process holds such things: whether it lives is not known.
+    if ended is not None and ended > as_of:
+        return None  # It ended after the inventory was taken: the entry may have gone with it.
+    if process.gone.get(target_of(target, entry.registry, entry.key), 0) > as_of:
+        return None  # It was removed after the inventory was taken.
+    reason = f"{entry.registry}[{entry.key}] names {target}, which is not alive"
+    return DriftItem("dangling", process.id, target, reason, registry=entry.registry, key=entry.key)
+
+
+def ghost_item(
+    process: ProcessState, ref: str, as_of: int, kinds: frozenset[str]
+) -> DriftItem | None:
+    """A resource that no registry holds; None where that cannot be said for sure."""
+    resource = process.resources[ref]
+    if resource.seq > as_of or resource.kind not in kinds:
+        return None
+    reason = "the log says that it is alive, its registry does not hold it"
+    return DriftItem("ghost", process.id, ref, reason, resource.seq)
+
+
+def untracked_item(
+    process: ProcessState, ref: str, as_of: int, findings: Mapping[str, bool]
+) -> DriftItem | None:
+    """A resource that a registry holds and the log does not know; None if it only just ended."""
+    if process.gone.get(ref, 0) > as_of:
+        return None
+    finding = findings.get(ref.partition("/")[0])
+    reason = "its registry holds it, the log never heard of it"
+    if finding is not None:
+        reason = "a leak probe found it, nobody declared it"
+    return DriftItem("untracked", process.id, ref, reason, finding=finding)

@@ -11,7 +11,7 @@ import time
 from datetime import UTC, datetime
 
 from store.errors import BadMoment
-from store.log import id_key
+from store.position import id_key
 
 _ENTRY_ID = re.compile(r"\d{10,}-\d+")
 _LAST_OF_MS = 2**63

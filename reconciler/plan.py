@@ -10,16 +10,18 @@ are really there: a service that cleans up after itself is not told to do so.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
-from reconciler.desired import users_of
 from reconciler.drift import Drift, DriftItem
 from reconciler.fold import Attempt, FleetState, ProcessState, target_of
+from reconciler.graph import Graph, Refs, graph_of
 from reconciler.policy import Policy
 from store.messages import Action, Inventory
 
+_CORRECTION_STAGE = -1
+"""The log is set right first: a ghost that is closed no longer uses anything."""
 _KIND_STAGE = {"session": 0, "runner": 1, "agent": 2}
 _OWNED_STAGE = 3
 ENTRY_STAGE = 1_000_000
@@ -117,6 +119,7 @@ def make_plan(
     now_ms: int,
     *,
     force: bool = False,
+    graphs: Mapping[str, Graph] | None = None,
 ) -> Plan:
     """Makes a plan that ends the drift.
 
@@ -127,6 +130,7 @@ def make_plan(
         policy: backoff, and what to do with untracked resources.
         now_ms: Redis time.
         force: try again now what waits for its next try.
+        graphs: by process, where somebody keeps them; otherwise they are derived.
 
     Returns:
         Steps in the order of teardown, and what waits: for a retry, an outcome, or a user that has
@@ -148,11 +152,20 @@ def make_plan(
                 ready.append(item)
             else:
                 waiting.append(held_up)
-        steps += _teardowns(process, ready, waiting)
-        steps += _corrections(ready, policy)
-        ending = {s.ref for s in steps if s.process == name and s.action == Action.TEARDOWN}
-        inventory = inventories.get(name)
-        steps += _entries(process, ready, inventory, ending)
+
+        def free(item: DriftItem, process: ProcessState = process) -> bool:
+            return _held_up(process, item, policy, now_ms, force=force) is None
+
+        graph = graphs.get(name) if graphs is not None else None
+        if graph is None:
+            graph = graph_of(process, inventories.get(name))
+        of_process = [*_teardowns(process, ready, waiting, graph, now_ms=now_ms, free=free)]
+        of_process += _corrections(ready, policy)
+        ending = dict.fromkeys(
+            s.ref for s in of_process if s.action in {Action.TEARDOWN, Action.CLOSE_GHOST}
+        )
+        of_process += _entries(process, ready, graph, ending, free)
+        steps += of_process
     steps.sort(key=lambda step: step.stage)
     return Plan(tuple(steps), tuple(waiting))
 
@@ -166,6 +179,11 @@ def _held_up(
         return Waiting(item, 0, "it is in use")
     if item.sort == "untracked" and policy.untracked == "report":
         return Waiting(item, 0, "the policy says to report what is untracked")
+    if item.finding is False:
+        return Waiting(item, 0, "a trend is reported, there is nothing to tear down")
+    if item.finding and policy.untracked != "teardown":
+        # Nobody declared it, so nobody said how it should live: adopting it would hide the leak.
+        return Waiting(item, 0, "a finding is torn down only where the policy says so")
     target = target_of(item.ref, item.registry, item.key)
     attempt = process.attempts.get(target)
     if attempt is None or attempt.seq != item.seq:
@@ -179,37 +197,33 @@ def _held_up(
 
 
 def _teardowns(
-    process: ProcessState, ready: list[DriftItem], waiting: list[Waiting]
+    process: ProcessState,
+    ready: list[DriftItem],
+    waiting: list[Waiting],
+    graph: Graph,
+    *,
+    now_ms: int,
+    free: Callable[[DriftItem], bool],
 ) -> Iterator[Step]:
-    """Teardowns of orphans and of what they own, staged; what is still used waits."""
+    """Teardowns of orphans and of what they own, staged; what is still used or owned waits."""
     going = {item.ref: item for item in ready if item.sort == "orphan"}
-    users = users_of(process)
-    # Whatever is used by something that stays has to stay; that in turn keeps what it uses.
-    kept = [ref for ref in going if any(user not in going for user in users.get(ref, ()))]
+    late = {w.item.ref for w in waiting if w.item.process == process.id}
+    users, owned = graph.users, graph.owned
+    # Whatever is used by something that stays has to stay; that in turn keeps what it uses, and
+    # what it owns.
+    ghosts = {item.ref for item in ready if item.sort == "ghost"}
+    ending = going.keys() | ghosts
+    kept = [ref for ref in going if any(user not in ending for user in users.get(ref, ()))]
+    kept += [ref for owner in late for ref in owned.get(owner, ())]
     while kept:
         ref = kept.pop()
         item = going.pop(ref, None)
         if item is None:
             continue
-        waiting.append(Waiting(item, 0, "something that uses it is still alive"))
-        kept += [used for used in process.resources[ref].uses if used in going]
-    owned: dict[str, list[str]] = defaultdict(list)
-    for resource in process.resources.values():
-        if resource.owned_by is not None and resource.owned_by in process.resources:
-            owned[resource.owned_by].append(resource.ref)
-    consequences: dict[str, DriftItem] = {}
-    todo = list(going)
-    while todo:
-        owner = todo.pop()
-        for ref in owned.get(owner, ()):
-            resource = process.resources[ref]
-            if ref in going or ref in consequences or resource.in_use or ref in process.attempts:
-                continue
-            if any(u not in going and u not in consequences for u in users.get(ref, ())):
-                continue
-            reason = f"its owner {owner} goes in the same pass"
-            consequences[ref] = DriftItem("orphan", process.id, ref, reason, resource.seq)
-            todo.append(ref)
+        waiting.append(Waiting(item, 0, "something that uses or owns it is still alive"))
+        kept += process.resources[ref].uses
+        kept += owned.get(ref, ())
+    consequences = _owned_along([*going, *ghosts], process, owned, users, now_ms=now_ms, free=free)
     everything = going | consequences
     stages = _stages(process, everything, users)
     for ref, item in everything.items():
@@ -227,33 +241,89 @@ def _teardowns(
         )
 
 
+def _owned_along(
+    ending: Sequence[str],
+    process: ProcessState,
+    owned: Mapping[str, Refs],
+    users: Mapping[str, Refs],
+    *,
+    now_ms: int,
+    free: Callable[[DriftItem], bool],
+) -> dict[str, DriftItem]:
+    """What will have lost its owner once `ending` is gone, and nothing else keeps alive."""
+    gone = set(ending)
+    along: dict[str, DriftItem] = {}
+    todo = list(ending)
+    while todo:
+        ended = todo.pop()
+        # Its user was all that kept alive what has lost its owner before.
+        lonely = [u for u in process.resources[ended].uses if _ownerless(process, u)]
+        for ref in [*owned.get(ended, ()), *lonely]:
+            resource = process.resources[ref]
+            if ref in gone or resource.in_use or resource.keep_until_ms > now_ms:
+                continue
+            reason = f"what it lives on, {ended}, goes in the same pass"
+            item = DriftItem("orphan", process.id, ref, reason, resource.seq)
+            if free(item):
+                along[ref] = item
+                gone.add(ref)
+                todo.append(ref)
+    # Candidates so far: those stay that something uses that stays, and what they own with them.
+    kept = [ref for ref in along if any(user not in gone for user in users.get(ref, ()))]
+    while kept:
+        ref = kept.pop()
+        if along.pop(ref, None) is not None:
+            gone.discard(ref)
+            kept += process.resources[ref].uses
+            kept += owned.get(ref, ())
+    return along
+
+
+def _ownerless(process: ProcessState, ref: str) -> bool:
+    """It is alive, and was owned by something that is not, or in a circle by itself."""
+    resource = process.resources.get(ref)
+    if resource is None or resource.owned_by is None:
+        return False
+    if resource.owned_by not in process.resources:
+        return True
+    owners: set[str] = set()
+    owner: str | None = resource.owned_by
+    while owner is not None and owner not in owners:
+        if owner == ref:
+            return True
+        owners.add(owner)
+        above = process.resources.get(owner)
+        owner = above.owned_by if above is not None else None
+    return False
+
+
 def _before(
     process: ProcessState,
     ref: str,
     going: Mapping[str, DriftItem],
-    users: Mapping[str, list[str]],
+    users: Mapping[str, Refs],
 ) -> tuple[str, ...]:
     """What else of the plan must be gone before `ref` may go."""
     owner = process.resources[ref].owned_by
     before = [user for user in users.get(ref, ()) if user in going]
-    return (*before, owner) if owner is not None and owner in going else tuple(before)
+    if owner is not None and owner in going and owner != ref:
+        before.append(owner)
+    return tuple(before)
 
 
 def _stages(
-    process: ProcessState, going: Mapping[str, DriftItem], users: Mapping[str, list[str]]
+    process: ProcessState, going: Mapping[str, DriftItem], users: Mapping[str, Refs]
 ) -> dict[str, int]:
-    """A stage for each: after its users, after its owner, and not before its kind's turn."""
-    before: dict[str, int] = dict.fromkeys(going, 0)
+    """A stage for each: after its users, after its owner, and not before its kind's turn.
+
+    In a circle there is no order: its members are of one stage, and what hangs on it comes later.
+    """
+    earlier = {ref: _before(process, ref, going, users) for ref in going}
+    before: dict[str, int] = {ref: len(refs) for ref, refs in earlier.items()}
     after: dict[str, list[str]] = defaultdict(list)
-    for ref in going:
-        for user in users.get(ref, ()):
-            if user in going:
-                after[user].append(ref)
-                before[ref] += 1
-        owner = process.resources[ref].owned_by
-        if owner is not None and owner in going and owner != ref:
-            after[owner].append(ref)
-            before[ref] += 1
+    for ref, refs in earlier.items():
+        for one in refs:
+            after[one].append(ref)
     stages = {ref: _KIND_STAGE.get(process.resources[ref].kind, _OWNED_STAGE) for ref in going}
     free = [ref for ref, count in before.items() if count == 0]
     while free:
@@ -263,57 +333,76 @@ def _stages(
             before[following] -= 1
             if before[following] == 0:
                 free.append(following)
+    circle = {ref for ref, count in before.items() if count}
+    if circle:
+        hanging = _hanging(circle, earlier, after)
+        circle.difference_update(hanging)
+        stages.update(dict.fromkeys(circle, max(stages[ref] for ref in circle)))
+        for ref in hanging:
+            stages[ref] = max(stages[ref], 1 + max(stages[one] for one in earlier[ref]))
     return stages
+
+
+def _hanging(
+    tangled: set[str], earlier: Mapping[str, Sequence[str]], after: Mapping[str, list[str]]
+) -> list[str]:
+    """What comes after circles without being in one, or between two; in the order of teardown."""
+    following = {ref: sum(one in tangled for one in after.get(ref, ())) for ref in tangled}
+    ends = [ref for ref, count in following.items() if count == 0]
+    for ref in ends:  # It grows meanwhile.
+        for one in earlier[ref]:
+            if one in following:
+                following[one] -= 1
+                if following[one] == 0:
+                    ends.append(one)
+    return ends[::-1]
 
 
 def _corrections(ready: list[DriftItem], policy: Policy) -> Iterator[Step]:
     """Ghosts are closed in the log; untracked resources are adopted or torn down, by policy."""
     for item in ready:
+        stage = _CORRECTION_STAGE
         if item.sort == "ghost":
             action = Action.CLOSE_GHOST
-        elif item.sort == "untracked":
-            action = Action.ADOPT if policy.untracked == "adopt" else Action.TEARDOWN
-        else:
+        elif item.sort != "untracked":
             continue
-        yield Step(action, item.process, item.ref, item.seq, item.reason, item.sort, 0)
+        elif policy.untracked == "adopt":
+            action = Action.ADOPT
+        else:
+            action = Action.TEARDOWN
+            stage = _KIND_STAGE.get(item.ref.partition("/")[0], _OWNED_STAGE)
+        yield Step(action, item.process, item.ref, item.seq, item.reason, item.sort, stage)
 
 
 def _entries(
     process: ProcessState,
     ready: list[DriftItem],
-    inventory: Inventory | None,
-    ending: set[str],
+    graph: Graph,
+    ending: Mapping[str, None],
+    free: Callable[[DriftItem], bool],
 ) -> Iterator[Step]:
     """Index entries that dangle, and those that will once the teardowns of the plan are done."""
     for item in ready:
         if item.sort == "dangling":
-            yield Step(
-                Action.DROP_ENTRY,
-                item.process,
-                item.ref,
-                0,
-                item.reason,
-                "dangling",
-                ENTRY_STAGE,
-                (),
-                item.registry,
-                item.key,
-            )
-    for entry in inventory.entries if inventory is not None else ():
-        if entry.target not in ending:
-            continue
-        if target_of(entry.target, entry.registry, entry.key) in process.attempts:
-            continue
-        yield Step(
-            Action.DROP_ENTRY,
-            process.id,
-            entry.target,
-            0,
-            f"{entry.registry}[{entry.key}] names {entry.target}, which goes in the same pass",
-            "dangling",
-            ENTRY_STAGE,
-            (),
-            entry.registry,
-            entry.key,
-            consequence=True,
-        )
+            yield _drop(item)
+    for target in ending:
+        for entry in graph.naming(target):
+            reason = f"{entry.registry}[{entry.key}] names {target}, which goes in the same pass"
+            item = DriftItem("dangling", process.id, target, reason, 0, entry.registry, entry.key)
+            if free(item):
+                yield _drop(item, consequence=True)
+
+
+def _drop(item: DriftItem, *, consequence: bool = False) -> Step:
+    return Step(
+        Action.DROP_ENTRY,
+        item.process,
+        item.ref,
+        0,
+        item.reason,
+        "dangling",
+        ENTRY_STAGE,
+        registry=item.registry,
+        key=item.key,
+        consequence=consequence,
+    )

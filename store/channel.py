@@ -19,9 +19,11 @@ from store.connection import BLOCK_MS, Unavailable
 from store.errors import MalformedEntry, SequenceGap
 from store.event import NO_DIGEST, EventRow, encode
 from store.lease import Lease
-from store.log import START, read_streams
+from store.log import START
 from store.messages import (
+    BUCKETS,
     Inventory,
+    InventoryChange,
     InventoryMirror,
     Note,
     Order,
@@ -32,6 +34,9 @@ from store.messages import (
     encode_message,
 )
 from store.namespace import Namespace
+from store.streams import Streams, read_streams
+
+_ASK_SECONDS = 0.5
 
 
 class HostChannel:
@@ -43,19 +48,28 @@ class HostChannel:
         self._process = process
         self._orders_read = START
 
-    async def publish(self, summary: Summary, buckets: Mapping[str, bytes]) -> None:
-        """Publishes changed buckets (empty content drops one) and the summary over all.
+    async def publish(
+        self, summary: Summary, root: str, buckets: Mapping[str, tuple[str, bytes]]
+    ) -> None:
+        """Publishes what changed of the inventory.
+
+        Args:
+            summary: over all of it.
+            root: digest over the digests of all buckets.
+            buckets: those that changed, bucket number -> (digest, content); without content the
+                bucket is dropped.
 
         Raises:
             Fenced: the process was declared lost.
         """
-        changes = [part for item in buckets.items() for part in item]
+        changes = [part for number, change in buckets.items() for part in (number, *change)]
         await self._namespace.store.script(
             "inventory",
             [self._keys.inventory(self._process), self._keys.inbox, self._keys.seqs],
             [
                 self._process,
                 encode_message(summary),
+                root,
                 encode_message(Note("inventory", self._process)),
                 *changes,
             ],
@@ -118,27 +132,51 @@ class InventoryReader:
         self._mirrors: dict[str, InventoryMirror] = {}
         self.bytes_moved = 0
 
-    async def read(self, process: str) -> Inventory | None:
-        """What `process` holds, as last published; None when it has published nothing."""
-        keys = self._namespace.partition_keys(process)
+    async def update(self, process: str) -> InventoryChange | None:
+        """Brings the mirror of a process up to date; the answer is what changed.
+
+        None when it has published nothing (any more).
+        """
+        key = self._namespace.partition_keys(process).inventory(process)
         mirror = self._mirrors.get(process) or InventoryMirror(process)
-        known = [part for item in mirror.digests.items() for part in item]
-        answer = await self._namespace.store.script(
-            "inventory_read", [keys.inventory(process)], known
-        )
+        script, store = "inventory_read", self._namespace.store
+        answer = await store.script(script, [key], [BUCKETS, mirror.root])
+        if len(answer) == 2:
+            known = [part for item in mirror.digests.items() for part in item]
+            answer = await store.script(script, [key], [BUCKETS, "", *known])
         if not answer:
             self.forget(process)
             return None
         self.bytes_moved += sum(len(part) for part in answer)
-        buckets = {answer[i].decode(): answer[i + 1] for i in range(1, len(answer), 2)}
         try:
-            mirror.update(decode_summary(answer[0]), buckets)
+            change = mirror.update(
+                decode_summary(answer[0]),
+                answer[1].decode() if len(answer) > 1 else mirror.root,
+                {
+                    answer[i].decode(): (answer[i + 1].decode(), answer[i + 2])
+                    for i in range(2, len(answer), 3)
+                },
+            )
         except MalformedEntry:
             # Written by something else: as good as not there, and it must not stop the others.
             self.forget(process)
             return None
         self._mirrors[process] = mirror
-        return mirror.inventory()
+        return change
+
+    async def read(self, process: str) -> Inventory | None:
+        """What `process` holds, as last published; None when it has published nothing."""
+        return None if await self.update(process) is None else self.inventory(process)
+
+    def inventory(self, process: str) -> Inventory | None:
+        """What `process` held when it was last read; None when that was never."""
+        mirror = self._mirrors.get(process)
+        return mirror.inventory() if mirror else None
+
+    def everything(self, process: str) -> InventoryChange | None:
+        """The same, as a change from nothing."""
+        mirror = self._mirrors.get(process)
+        return mirror.everything() if mirror else None
 
     def summary(self, process: str) -> Summary | None:
         """The summary last read."""
@@ -218,9 +256,7 @@ class WorkerChannel:
 
     async def lapsed_hosts(self) -> list[str]:
         """Host processes of this partition whose lease has lapsed."""
-        now = await self._namespace.store.now_ms()
-        found = await self._namespace.store.redis.zrangebyscore(self._keys.hosts, "-inf", now)
-        return [process.decode() for process in found]
+        return (await lapsed_hosts(self._namespace, [self.lease.partition]))[self.lease.partition]
 
     async def close_lost(self, process: str, event: EventRow) -> bool:
         """Declares a process lost and fences it; False when it has come back meanwhile.
@@ -248,15 +284,30 @@ class WorkerChannel:
         return bool(written)
 
 
+async def lapsed_hosts(namespace: Namespace, partitions: Sequence[int]) -> dict[int, list[str]]:
+    """Host processes whose lease has lapsed, by partition; a node that is away is left out."""
+    calls: list[tuple[list[str], list[str]]] = [
+        ([namespace.keys.partition(p).hosts], []) for p in partitions
+    ]
+    answers = await namespace.store.scripts("hosts_lapsed", calls)
+    return {
+        partition: [process.decode() for process in answer]
+        for partition, answer in zip(partitions, answers, strict=True)
+        if not isinstance(answer, Exception)
+    }
+
+
 class Inbox:
     """Reads the notes of some partitions."""
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
         self._positions: dict[int, str] = {}
+        self._streams = Streams(namespace.store)
 
     async def open(self, partitions: Sequence[int]) -> None:
         """Begins at the present end of these partitions; others are given up."""
+        before = set(self._positions)
         for partition in partitions:
             if partition not in self._positions:
                 key = self._namespace.keys.partition(partition).inbox
@@ -264,18 +315,20 @@ class Inbox:
                 self._positions[partition] = last[0][0].decode() if last else START
         for partition in set(self._positions) - set(partitions):
             del self._positions[partition]
+        if before != set(self._positions):
+            self._streams.interrupt()
 
     async def wait(self, *, block_ms: int = BLOCK_MS) -> list[tuple[int, Note]]:
         """Waits for notes: (partition, note). What is malformed is passed over."""
         keys = {self._namespace.keys.partition(p).inbox: p for p in self._positions}
-        if not keys:
-            return []
-        answer = await read_streams(
-            self._namespace.store, {key: self._positions[p] for key, p in keys.items()}, block_ms
+        answer = await self._streams.read(
+            {key: self._positions[p] for key, p in keys.items()}, block_ms
         )
         notes = []
         for key, raw in answer:
-            partition = keys[key.decode()]
+            partition = keys.get(key.decode(), -1)
+            if partition not in self._positions:
+                continue
             for entry_id, fields in raw:
                 self._positions[partition] = entry_id.decode()
                 try:
@@ -286,26 +339,32 @@ class Inbox:
 
 
 async def ask(namespace: Namespace, partition: int, note: Note, timeout: float) -> bytes | None:
-    """Puts a request into a partition's inbox and waits for the answer; None when none came.
+    """Puts a request into a partition's inbox and waits for the answer of the worker that acts for it.
 
     Args:
         namespace: where.
         partition: whose worker is asked.
         note: the request; its `request` is filled in here.
         timeout: seconds to wait.
+
+    Returns:
+        The answer; None when none came, or when the partition changed hands meanwhile.
     """
     keys = namespace.keys.partition(partition)
     request = uuid.uuid4().hex
+    redis = namespace.store.redis
+    asked = await redis.get(keys.lease)
     now = await namespace.store.now_ms()
     filled = msgspec.structs.replace(note, request=request, deadline_ms=now + int(timeout * 1000))
-    redis = namespace.store.redis
     await redis.xadd(keys.inbox, {"m": encode_message(filled)}, maxlen=10000)
     waited = 0.0
     while waited < timeout:
-        step = min(BLOCK_MS / 1000, timeout - waited)
+        step = min(_ASK_SECONDS, timeout - waited)
         answer = await redis.blpop([keys.reply(request)], timeout=step)
         if answer:
             return bytes(answer[1])
+        if await redis.get(keys.lease) != asked:
+            return None
         waited += step
     return None
 
@@ -313,7 +372,8 @@ async def ask(namespace: Namespace, partition: int, note: Note, timeout: float) 
 async def answer(namespace: Namespace, partition: int, request: str, payload: bytes) -> None:
     """Answers a request; the answer is kept for a minute."""
     key = namespace.keys.partition(partition).reply(request)
-    async with namespace.store.redis.pipeline(transaction=True) as pipe:
+    # Not a transaction: a cluster has none over its connections, and who asks needs only the first.
+    async with namespace.store.redis.pipeline(transaction=False) as pipe:
         pipe.rpush(key, payload)
         pipe.pexpire(key, 60_000)
         await pipe.execute()

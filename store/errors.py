@@ -19,6 +19,10 @@ class RedisUnavailable(ReconcilerError):
     """No Redis answers at the address, or it cannot do what the log needs."""
 
 
+class RedisBusy(RedisUnavailable):
+    """Redis is there and cannot take a write for now: a failover, a full memory, a full disk."""
+
+
 class NamespaceError(ReconcilerError):
     """The namespace does not fit: a bad name, a newer schema, another number of partitions."""
 
@@ -56,6 +60,18 @@ class PolicyError(ReconcilerError):
 
 class BadMoment(ReconcilerError):
     """A time, an entry id or a resource that cannot be looked up."""
+
+
+class ArchiveError(ReconcilerError):
+    """The archive cannot be written or read, or what was read is not what was written."""
+
+
+class HistoryDropped(ReconcilerError):
+    """A moment that lies in a part of the log which was dropped, because the archive was off."""
+
+
+class NoAnswer(ReconcilerError):
+    """The worker that was asked to reconcile did not answer in time."""
 
 
 class NotAlive(ReconcilerError):

@@ -64,25 +64,24 @@ class Summary(msgspec.Struct, frozen=True):
     Attributes:
         process: whose.
         as_of: seq of the last event recorded at the instant the inventory was taken.
-        digests: bucket number -> the XOR of the hashes of its lines, hexadecimal; empty buckets
-            are left out.
         kinds: the kinds that the primary registries of this process cover.
         registries: how full each is.
         rss: resident memory of the process, in bytes.
         fds: open file descriptors.
         outbox: events recorded and not yet acknowledged.
         answers: ids of the `report` orders that this inventory answers.
+        findings: kinds of what a leak probe found in the process; True where a teardown can end one.
     """
 
     process: str
     as_of: int
-    digests: dict[str, str]
     kinds: tuple[str, ...] = ()
     registries: tuple[RegistryCount, ...] = ()
     rss: int = 0
     fds: int = 0
     outbox: int = 0
     answers: tuple[str, ...] = ()
+    findings: dict[str, bool] = {}
 
 
 class Inventory(msgspec.Struct, frozen=True):
@@ -95,6 +94,8 @@ class Inventory(msgspec.Struct, frozen=True):
         entries: of the index registries.
         kinds: the kinds that the primary registries cover; of other kinds `held` says nothing.
         rss: resident memory of the process, in bytes; 0 is unknown.
+        findings: kinds of what a leak probe found: never adopted, and torn down only where the
+            policy says so and the value is True.
     """
 
     process: str
@@ -103,6 +104,23 @@ class Inventory(msgspec.Struct, frozen=True):
     entries: tuple[IndexEntry, ...] = ()
     kinds: frozenset[str] = frozenset()
     rss: int = 0
+    findings: dict[str, bool] = {}
+
+
+class InventoryChange(msgspec.Struct, frozen=True):
+    """What became different between two readings of an inventory.
+
+    Attributes:
+        summary: of the newer one.
+        held, let_go: references that came into the primary registries, and that left them.
+        entered, struck: entries that came into the index registries, and that left them.
+    """
+
+    summary: Summary
+    held: list[str]
+    let_go: list[str]
+    entered: list[IndexEntry]
+    struck: list[IndexEntry]
 
 
 class Action(StrEnum):
@@ -155,8 +173,8 @@ class Order(msgspec.Struct, frozen=True, omit_defaults=True):
 class Note(msgspec.Struct, frozen=True, omit_defaults=True):
     """A line in a partition's inbox, for the worker that acts for it.
 
-    `kind` is `inventory` (of `process` changed), `stopped` (`process` left), or `reconcile` (a
-    request to force a pass, answered under `request`).
+    `kind` is `inventory` (of `process` changed), `stopped` (`process` left), or a request, answered
+    under `request`: `reconcile` (force a pass), `archive` (archive and trim now).
     """
 
     kind: str
@@ -200,12 +218,21 @@ def _decode(decoder: msgspec.json.Decoder[T], payload: bytes) -> T:
         raise MalformedEntry(str(error)) from None
 
 
+_NOTHING = Bucket([], [])
+
+
 class InventoryMirror:
-    """The reader's copy of one process's inventory, brought up to date bucket by bucket."""
+    """The reader's copy of one process's inventory, brought up to date bucket by bucket.
+
+    Attributes:
+        summary: as last read.
+        root: digest over all buckets; empty before the first reading.
+    """
 
     def __init__(self, process: str) -> None:
         self.process = process
         self.summary: Summary | None = None
+        self.root = ""
         self._digests: dict[str, str] = {}
         self._buckets: dict[str, Bucket] = {}
 
@@ -214,15 +241,44 @@ class InventoryMirror:
         """Bucket number -> digest of the content held here."""
         return self._digests
 
-    def update(self, summary: Summary, buckets: Mapping[str, bytes]) -> None:
-        """Takes over the buckets that changed; an empty one is dropped."""
-        for number, content in buckets.items():
+    def update(
+        self, summary: Summary, root: str, buckets: Mapping[str, tuple[str, bytes]]
+    ) -> InventoryChange:
+        """Takes over the buckets that changed.
+
+        Args:
+            summary: over all.
+            root: digest over all buckets.
+            buckets: bucket number -> (digest, content); one without content is dropped.
+
+        Raises:
+            MalformedEntry: a content is not that of a bucket; the mirror is of no use any more.
+        """
+        change = InventoryChange(summary, [], [], [], [])
+        for number, (digest, content) in buckets.items():
+            before = self._buckets.pop(number, _NOTHING)
+            now = decode_bucket(content) if content else _NOTHING
+            self._digests.pop(number, None)
             if content:
-                self._buckets[number] = decode_bucket(content)
-            else:
-                self._buckets.pop(number, None)
-        self._digests = {n: d for n, d in summary.digests.items() if n in self._buckets}
-        self.summary = summary
+                self._buckets[number] = now
+                self._digests[number] = digest
+            held, entries = set(before.held), set(before.entries)
+            change.held.extend(ref for ref in now.held if ref not in held)
+            change.entered.extend(entry for entry in now.entries if entry not in entries)
+            change.let_go.extend(held.difference(now.held))
+            change.struck.extend(entries.difference(now.entries))
+        self.summary, self.root = summary, root
+        return change
+
+    def everything(self) -> InventoryChange | None:
+        """All of it, as a change from nothing; None before the first update."""
+        if self.summary is None:
+            return None
+        change = InventoryChange(self.summary, [], [], [], [])
+        for bucket in self._buckets.values():
+            change.held.extend(bucket.held)
+            change.entered.extend(bucket.entries)
+        return change
 
     def inventory(self) -> Inventory | None:
         """The whole inventory as a value; None before the first update."""
@@ -235,22 +291,20 @@ class InventoryMirror:
             entries=tuple(entry for bucket in self._buckets.values() for entry in bucket.entries),
             kinds=frozenset(self.summary.kinds),
             rss=self.summary.rss,
+            findings=self.summary.findings,
         )
 
 
 class HostPort(Protocol):
     """A host within reach: the narrow seam where real and simulated parts change places.
 
-    A reconciler that runs in the same process as a host talks to it through this instead of through
-    Redis: same code, another transport.
+    A reconciler that runs in the same process as a host hands it orders through this instead of
+    through Redis: same code, another transport.
     """
 
     @property
     def process(self) -> str:
         """The id of the process."""
-
-    def inventory(self) -> Inventory:
-        """What its registries hold at this instant."""
 
     def execute(self, orders: Sequence[Order]) -> object:
         """Takes orders. Their outcomes come back as events in the log."""

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+from store import client
 from store.connection import shown
 from store.errors import BadAddress, PolicyError
 
 OWN_SCHEME = "agent-reconciler+"
 """May stand before any scheme, for registries in which `redis://` belongs to somebody else."""
 
-SCHEMES = ("redis", "rediss", "unix", "embedded")
+SCHEMES = (*client.SCHEMES, "embedded")
 TimeToLive = float | Mapping[str, float] | None
 
 

@@ -65,7 +65,7 @@ class RedisSessionService(BaseSessionService):
     that uses the service, and ends with that loop or with `close`.
 
     Args:
-        url: `redis://…`, `rediss://…`, `unix://…` or `embedded://PATH`; see `store.connect`. A prefix
+        url: `redis://…`, `redis+cluster://…`, `embedded://PATH`, …; see `store.connect`. A prefix
             `agent-reconciler+` is allowed, and every option but a mapping can stand in the query.
         namespace: keeps apart what shares a Redis; 1 to 64 of `A-Z a-z 0-9 _ . -`.
         uri: the same as `url`, under the name by which ADK's service registry gives it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -12,27 +13,33 @@ from reconciler.cli.options import common, opened
 from reconciler.cli.output import ago, console, emit, reading, size, table
 from reconciler.describe import describe
 from reconciler.fleet import Fleet, read_fleet
+from store.lease import holders
 from store.log import EventLog
+
+Held = dict[int, str | None]
+"""Partition -> the worker that has its lease, None where nobody has."""
 
 
 @click.command()
 @common
 def status(url: str, namespace: str, as_json: bool) -> None:
     """Show processes, live resources, drift, stuck teardowns and workers."""
-    fleet = asyncio.run(_look(url, namespace))
+    fleet, held = asyncio.run(_look(url, namespace))
     if as_json:
-        emit(describe(fleet))
+        emit(describe(fleet) | {"partitions": {str(p): worker for p, worker in held.items()}})
     else:
-        _show(fleet)
+        _show(fleet, held)
 
 
-async def _look(url: str, name: str) -> Fleet:
+async def _look(url: str, name: str) -> tuple[Fleet, Held]:
     async with opened(url, name) as (store, namespace):
         with reading(await EventLog(store, namespace).length()) as tell:
-            return await read_fleet(store, namespace, progress=tell)
+            fleet = await read_fleet(store, namespace, progress=tell)
+        leases = await holders(namespace, namespace.all_partitions())
+        return fleet, {p: token and token.rpartition(" ")[0] for p, token in leases.items()}
 
 
-def _show(fleet: Fleet) -> None:
+def _show(fleet: Fleet, held: Held) -> None:
     out = console()
     now = fleet.now_ms
     rows: list[tuple[Any, ...]] = []
@@ -73,20 +80,39 @@ def _show(fleet: Fleet) -> None:
     if fleet.plan.stuck:
         rows = [(w.item.ref, w.item.process, w.failures, w.reason) for w in fleet.plan.stuck]
         out.print(table("stuck teardowns", ["resource", "process", "failures#", "why"], rows))
-    rows = [
-        (
-            worker,
-            len(beat.get("partitions", [])),
-            f"{beat.get('lag_seconds', 0):.3f} s",
-            ago(now - beat.get("at_ms", 0)),
-        )
-        for worker, beat in fleet.workers.items()
-    ]
-    out.print(
-        table("workers", ["worker", "partitions#", "lag#", "last heard of"], rows)
-        if rows
-        else "no worker runs: start one with `agent-reconciler worker`"
-    )
+    _show_workers(fleet, held)
     if fleet.quarantined:
         rows = list(fleet.quarantined.items())
         out.print(table("quarantined entries", ["entry", "why it is not an event"], rows))
+
+
+def _show_workers(fleet: Fleet, held: Held) -> None:
+    out = console()
+    names = sorted(fleet.workers.keys() | {worker for worker in held.values() if worker})
+    rows = []
+    for worker in names:
+        beat = fleet.workers.get(worker, {})
+        mine = [partition for partition, holder in held.items() if holder == worker]
+        heard = ago(fleet.now_ms - beat["at_ms"]) if "at_ms" in beat else "?"
+        rows.append((worker, len(mine), spans(mine), f"{beat.get('lag_seconds', 0):.3f} s", heard))
+    if rows:
+        columns = ["worker", "partitions#", "which", "lag#", "last heard of"]
+        out.print(table("workers", columns, rows))
+    else:
+        out.print("no worker runs: start one with `agent-reconciler worker`")
+    free = [partition for partition, holder in held.items() if holder is None]
+    if free and rows:
+        out.print(
+            f"nobody acts for partitions {spans(free)}: a worker takes them within a lease time"
+        )
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Ascending numbers for people: `0-3, 7`."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)

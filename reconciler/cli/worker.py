@@ -55,7 +55,12 @@ from reconciler.worker import run_worker
     type=click.FloatRange(min=0.5),
     default=10.0,
     show_default=True,
-    help="Seconds that a partition stays with a worker that is not heard of.",
+    help="Seconds within which other workers take over from one that is not heard of any more.",
+)
+@click.option(
+    "--partitions",
+    type=click.IntRange(1, 4096),
+    help="How many the namespace has; only its first worker or host can choose. [default: 16]",
 )
 @click.option("--name", default="worker", show_default=True, help="Of the worker, in the log.")
 def worker(
@@ -72,6 +77,7 @@ def worker(
     full_pass: float,
     lease: float,
     name: str,
+    partitions: int | None,
 ) -> None:
     """Follow the log, find drift, have it torn down; until SIGTERM or Ctrl-C."""
     logs.configure(as_json=as_json)
@@ -92,5 +98,6 @@ def worker(
             full_pass_seconds=full_pass,
             lease_seconds=lease,
             name=name,
+            partitions=partitions,
         )
     )

@@ -20,8 +20,7 @@ from reconciler.describe import describe
 from reconciler.fleet import Fleet
 from reconciler.moment import check_past, parse_moment
 from reconciler.reconciler import Reconciler
-from reconciler.request import NO_ANSWER, ask_workers, choose, live_hosts
-from reconciler.result import merge
+from reconciler.request import choose, live_hosts, reconcile_through_workers
 from reconciler.web.access import Access
 from reconciler.web.doing import drift_now
 from reconciler.web.errors import ApiError, bad_request
@@ -132,7 +131,11 @@ class Api:
             ),
             Operation(
                 "/api/moment", "The whole fleet at a past moment", FleetThen, self.moment,
-                MomentQuery, faults=((400, "no such moment, or it is in the future"), soon),
+                MomentQuery, faults=(
+                    (400, "no such moment, or it is in the future"),
+                    (404, "the log no longer goes back so far"),
+                    soon,
+                ),
             ),
             Operation(
                 "/api/timeline", "Lifetimes of resources, and what changed since a page", Timeline,
@@ -220,7 +223,7 @@ class Api:
         await self._view.look()
         kept = self._view.lifetimes
         known = [one for one in kept.of(query.resource) if query.process in (None, one.process)]
-        complete = kept.left_off == 0
+        complete = kept.complete_since_ms == 0
         since = min((one.created_ms for one in known), default=0) if complete else 0
         chain = await self._history.chain(
             query.resource, query.process, query.after, query.limit, since
@@ -250,10 +253,9 @@ class Api:
             if body.process is not None:
                 chosen = choose(alive, body.process, self._namespace)
             log.info("reconciliation asked for", process=body.process, dry_run=body.dry_run)
-            answers = await ask_workers(self._namespace, chosen or alive, chosen, body.dry_run)
+            result = await reconcile_through_workers(
+                self._namespace, chosen or alive, all_of_them=chosen is None, dry_run=body.dry_run
+            )
         finally:
             self._reconciling -= 1
-        parts = [answer for answer in answers if answer is not None]
-        if len(parts) < len(answers):
-            raise ApiError(503, "no_answer", NO_ANSWER, headers={"Retry-After": "10"})
-        return msgspec.convert({**merge(parts), "dry_run": body.dry_run}, Reconciled)
+        return msgspec.convert({**result, "dry_run": body.dry_run}, Reconciled)

@@ -11,7 +11,7 @@ from aiohttp.typedefs import Handler
 from pydantic import ValidationError
 
 from store.connection import Unavailable
-from store.errors import BadMoment, ReconcilerError, UnknownProcess
+from store.errors import BadMoment, HistoryDropped, NoAnswer, ReconcilerError, UnknownProcess
 
 log = structlog.get_logger("reconciler.web")
 
@@ -80,6 +80,10 @@ async def as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
         return answer(_of_http(request, error))
     except BadMoment as error:
         return answer(ApiError(400, "bad_moment", str(error)))
+    except HistoryDropped as error:
+        return answer(ApiError(404, "history_dropped", str(error)))
+    except NoAnswer as error:
+        return answer(ApiError(503, "no_answer", str(error), headers={"Retry-After": "10"}))
     except UnknownProcess as error:
         return answer(ApiError(404, "unknown_process", str(error)))
     except Unavailable as error:

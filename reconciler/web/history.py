@@ -19,8 +19,9 @@ from reconciler.fold import FleetState
 from reconciler.web.errors import ApiError
 from reconciler.web.shapes import Alive, Chain, Event, FleetThen, ProcessThen
 from store.event import EventRow
-from store.log import PAGE, EventLog, id_key
+from store.log import EventLog
 from store.namespace import Namespace
+from store.position import id_key
 
 SCAN_LIMIT = 100_000
 """Log entries that one request looks through; whoever wants more goes on from `next`."""
@@ -138,10 +139,10 @@ class History:
                 taken += 1
                 if taken == limit:
                     return entry_id
-            read = len(page.rows) + len(page.malformed)
-            position, scanned = page.position, scanned + read
-            if read < PAGE:
+            if page.end:
                 return None
+            position = page.position
+            scanned += len(page.rows) + len(page.malformed)
             if scanned >= SCAN_LIMIT:
                 return position
             await asyncio.sleep(0)

@@ -106,6 +106,10 @@ class Lifetimes:
             if ended is not None:
                 self._end(ended, event, at_ms, event.reason)
 
+    def begin(self, at_ms: int) -> None:
+        """What ended up to this moment is not known."""
+        self.complete_since_ms = max(self.complete_since_ms, at_ms)
+
     def seed(self, state: FleetState) -> None:
         """Takes up what is alive in a state whose events were not seen (it came from a snapshot)."""
         for process in state.processes.values():

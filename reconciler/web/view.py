@@ -31,9 +31,12 @@ from store.channel import Inbox, InventoryReader
 from store.connection import BLOCK_MS, Unavailable, check_cancelled
 from store.errors import PolicyError
 from store.event import EventRow
+from store.lease import holders
 from store.log import EventLog
 from store.messages import Inventory
 from store.namespace import Namespace
+from store.position import ms_of
+from store.retention import read_covered
 
 log = structlog.get_logger("reconciler.web")
 
@@ -43,6 +46,8 @@ FULL_SECONDS = 5.0
 AGAIN_SECONDS = 0.5
 OPEN_SECONDS = 5.0
 REST = 9
+PAST_EVENTS = 500_000
+"""Events in the streams that are read again for the lifetimes that ended before a snapshot."""
 
 
 class FleetView:
@@ -78,6 +83,7 @@ class FleetView:
         self.fleet: Fleet | None = None
         self.leases: dict[int, str] = {}
         self.lifetimes = Lifetimes()
+        self._remembered = False
         self._ready = asyncio.Event()
         self._wake = asyncio.Event()
         self._touched: set[str] = set()
@@ -153,7 +159,7 @@ class FleetView:
             await self._until_there(lambda: self._inbox.open(list(partitions)))
             await self._until_there(lambda: self.tail.add(partitions))
             await self._until_there(self.tail.catch_up)
-            self.lifetimes.seed(self.tail.state)
+            await self._until_there(self._remember)
             async with asyncio.TaskGroup() as group:
                 work = [group.create_task(self._follow()), group.create_task(self._listen())]
                 while self.watchers or time.monotonic() - self._last_look < IDLE_SECONDS:
@@ -165,6 +171,30 @@ class FleetView:
         finally:
             self._task = None
             self._clear()
+
+    async def _remember(self) -> None:
+        """Takes up the lifetimes of before, from what is still in the streams.
+
+        The fold begins with a snapshot, which has nothing of what ended earlier. Where the streams are
+        too long to be read again for that, the timeline begins with what is alive now.
+        """
+        store, keys = self.namespace.store, self.namespace.keys
+        self.lifetimes = lifetimes = Lifetimes()
+        positions = dict(self.tail.positions)
+        lengths = await store.batch([("XLEN", keys.partition(p).log) for p in positions])
+        total = sum(length for length in lengths if isinstance(length, int))
+        if total > PAST_EVENTS:
+            lifetimes.begin(await store.now_ms())
+            positions = {}
+        for partition, position in positions.items():
+            trimmed = (await read_covered(self.namespace, partition)).trimmed
+            lifetimes.begin(ms_of(trimmed))
+            async for page in self._log.pages(partition, trimmed, until=position):
+                for entry_id, row in page.rows:
+                    lifetimes.see(row, ms_of(entry_id))
+                await asyncio.sleep(0)
+        lifetimes.seed(self.tail.state)
+        self._remembered = True
 
     async def _until_there(self, step: Callable[[], Awaitable[object]]) -> None:
         """Does one step of opening; while Redis is away, again and again."""
@@ -197,7 +227,8 @@ class FleetView:
             await asyncio.sleep(0.5)
 
     def _seen(self, partition: int, at_ms: int, event: EventRow) -> None:
-        self.lifetimes.see(event, at_ms)
+        if self._remembered:
+            self.lifetimes.see(event, at_ms)
         self._touch(event.holder or event.process)
 
     def _touch(self, process: str) -> None:
@@ -252,7 +283,13 @@ class FleetView:
             raise
         for process in [p for p in self._found if p not in state.processes]:
             self._forget(process)
-        self.leases = await self._holders()
+        self.leases = {
+            partition: token.rpartition(" ")[0]
+            for partition, token in (
+                await holders(self.namespace, self.namespace.all_partitions())
+            ).items()
+            if token
+        }
         found = [self._found[p] for p in state.processes if p in self._found]
         summaries = {
             p: summary
@@ -315,15 +352,3 @@ class FleetView:
             return await recorded_policy(self.namespace)
         except PolicyError:
             return self._default_policy
-
-    async def _holders(self) -> dict[int, str]:
-        partitions = self.namespace.all_partitions()
-        pipe = self.namespace.store.redis.pipeline(transaction=False)
-        for partition in partitions:
-            pipe.get(self.namespace.keys.partition(partition).lease)
-        answers = await pipe.execute()
-        return {
-            partition: value.decode().rpartition(" ")[0]
-            for partition, value in zip(partitions, answers, strict=True)
-            if value
-        }

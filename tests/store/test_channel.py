@@ -47,6 +47,13 @@ def bucket(*refs: str, entries: tuple[IndexEntry, ...] = ()) -> bytes:
     return encode_message(Bucket(list(refs), list(entries)))
 
 
+async def publish(host_end: HostChannel, as_of: int, *changed: str | bytes, **more: Any) -> None:
+    """Publishes buckets given as number, digest, content, one after the other."""
+    parts = [changed[i : i + 3] for i in range(0, len(changed), 3)]
+    buckets: Any = {number: (digest, content) for number, digest, content in parts}
+    await host_end.publish(Summary(PROCESS, as_of, **more), f"root-{as_of}", buckets)
+
+
 def order(number: int) -> Order:
     return Order(f"o-{number}", PROCESS, Action.TEARDOWN, f"session/s{number}", seq=number)
 
@@ -70,10 +77,8 @@ class TestInventory:
     async def test_read_whole(self, space: Namespace, host_end: HostChannel):
         """A first read gives all that was published, with its as_of."""
         entry = IndexEntry("index", "k", "runner/r")
-        await host_end.publish(
-            Summary(PROCESS, 7, {"0": "aa", "9": "bb"}, ("session",), rss=5),
-            {"0": bucket("session/a"), "9": bucket("session/b", entries=(entry,))},
-        )
+        held = ("0", "aa", bucket("session/a"), "9", "bb", bucket("session/b", entries=(entry,)))
+        await publish(host_end, 7, *held, kinds=("session",), rss=5)
         found = await InventoryReader(space).read(PROCESS)
         assert found is not None
         assert (found.as_of, found.held) == (7, {"session/a", "session/b"})
@@ -83,30 +88,39 @@ class TestInventory:
         """A second read moves the changed bucket only, whatever else is held."""
         big = [f"session/{n}" for n in range(1000)]
         reader = InventoryReader(space)
-        await host_end.publish(
-            Summary(PROCESS, 1, {"0": "aa", "1": "bb"}), {"0": bucket(*big), "1": bucket("a/1")}
-        )
+        await publish(host_end, 1, "0", "aa", bucket(*big), "1", "bb", bucket("a/1"))
         await reader.read(PROCESS)
         before = reader.bytes_moved
-        await host_end.publish(
-            Summary(PROCESS, 2, {"0": "aa", "1": "cc"}), {"1": bucket("a/1", "a/2")}
-        )
+        await publish(host_end, 2, "1", "cc", bucket("a/1", "a/2"))
         found = await reader.read(PROCESS)
         assert found is not None
         assert found.held == {*big, "a/1", "a/2"}
         assert reader.bytes_moved - before < 300 < before
 
+    async def test_in_sync(self, space: Namespace, host_end: HostChannel):
+        """Where nothing changed only the summary travels, and first news after nothing is heard of."""
+        reader = InventoryReader(space)
+        await publish(host_end, 1)
+        await reader.read(PROCESS)
+        await publish(host_end, 2, "0", "aa", bucket("a/1"))
+        found = await reader.read(PROCESS)
+        assert found is not None
+        assert found.held == {"a/1"}
+        before = reader.bytes_moved
+        assert await reader.update(PROCESS) is not None
+        assert reader.bytes_moved - before < 120
+
     async def test_emptied_bucket(self, space: Namespace, host_end: HostChannel):
         """A bucket in which nothing is left goes, at the host and at the reader."""
         reader = InventoryReader(space)
-        await host_end.publish(Summary(PROCESS, 1, {"0": "aa"}), {"0": bucket("a/1")})
+        await publish(host_end, 1, "0", "aa", bucket("a/1"))
         await reader.read(PROCESS)
-        await host_end.publish(Summary(PROCESS, 2, {}), {"0": b""})
+        await publish(host_end, 2, "0", "", b"")
         found = await reader.read(PROCESS)
         assert found is not None
         assert (found.as_of, found.held) == (2, frozenset())
         key = space.partition_keys(PROCESS).inventory(PROCESS)
-        assert await space.store.redis.hkeys(key) == [b"summary"]
+        assert set(await space.store.redis.hkeys(key)) == {b"summary", b"root"}
 
     @pytest.mark.parametrize(
         "rubbish",
@@ -117,11 +131,11 @@ class TestInventory:
     ):
         """An inventory that something else wrote is as good as none, and is read when it is mended."""
         reader = InventoryReader(space)
-        await host_end.publish(Summary(PROCESS, 1, {"0": "aa"}), {"0": bucket("a/1")})
+        await publish(host_end, 1, "0", "aa", bucket("a/1"))
         key = space.partition_keys(PROCESS).inventory(PROCESS)
         await space.store.redis.hset(key, mapping=rubbish)
         assert await reader.read(PROCESS) is None
-        await host_end.publish(Summary(PROCESS, 2, {"0": "aa"}), {"0": bucket("a/1")})
+        await publish(host_end, 2, "0", "aa", bucket("a/1"))
         found = await reader.read(PROCESS)
         assert found is not None
         assert found.held == {"a/1"}
@@ -130,7 +144,7 @@ class TestInventory:
         """A lost process can neither publish nor renew its lease."""
         await space.store.redis.hset(space.partition_keys(PROCESS).seqs, PROCESS, "lost")
         with pytest.raises(Fenced):
-            await host_end.publish(Summary(PROCESS, 1, {}), {})
+            await publish(host_end, 1)
         with pytest.raises(Fenced):
             await host_end.beat(1000)
 
@@ -269,7 +283,7 @@ class TestProcessLost:
         """After it the process can write nothing, and its inventory and orders are gone."""
         log = EventLog(space.store, space)
         await log.append(batch(1, 1, PROCESS))
-        await host_end.publish(Summary(PROCESS, 1, {"0": "aa"}), {"0": bucket("a/1")})
+        await publish(host_end, 1, "0", "aa", bucket("a/1"))
         await host_end.beat(-1)
         assert await worker_end.lapsed_hosts() == [PROCESS]
         assert await worker_end.close_lost(PROCESS, self.lost())
@@ -324,7 +338,7 @@ class TestProcessLost:
     ):
         """A process that left has no lease that could lapse, no inventory and no orders."""
         await host_end.beat(-1)
-        await host_end.publish(Summary(PROCESS, 1, {}), {})
+        await publish(host_end, 1)
         await worker_end.write([request(1)], [order(1)])
         await host_end.leave()
         assert await worker_end.lapsed_hosts() == []
@@ -340,7 +354,7 @@ class TestInbox:
         partition = space.partition_of(PROCESS)
         inbox = Inbox(space)
         await inbox.open([partition])
-        await host_end.publish(Summary(PROCESS, 1, {}), {})
+        await publish(host_end, 1)
         await host_end.leave()
         notes: list[tuple[int, Note]] = []
         while len(notes) < 2:
@@ -353,12 +367,12 @@ class TestInbox:
     async def test_begins_at_the_present_end(self, space: Namespace, host_end: HostChannel):
         """What was noted before is not read; a partition that is given up is not read either."""
         partition = space.partition_of(PROCESS)
-        await host_end.publish(Summary(PROCESS, 1, {}), {})
+        await publish(host_end, 1)
         inbox = Inbox(space)
         await inbox.open([partition])
         assert await inbox.wait(block_ms=10) == []
         await inbox.open([])
-        await host_end.publish(Summary(PROCESS, 2, {}), {})
+        await publish(host_end, 2)
         assert await inbox.wait(block_ms=10) == []
 
     async def test_malformed_note(self, space: Namespace):

@@ -40,7 +40,6 @@ export class Timeline {
   // A page of the API. What the worker no longer keeps is not kept here either.
   take(page) {
     for (const one of page.lifetimes) this.lifetimes.set(one.n, one);
-    this.leftOff = page.left_off;
     this.completeSince = page.complete_since_ms;
     if (page.more || this.lifetimes.size <= page.kept) return;
     const ended = [...this.lifetimes.values()].filter((one) => one.ended_ms !== null).sort((a, b) => a.ended_ms - b.ended_ms);
@@ -94,7 +93,7 @@ export class Timeline {
     }
     this.options();
     const all = this.lifetimes.size;
-    const left = this.leftOff ? `; ${number(this.leftOff)} more, that ended before ${clock(this.completeSince)}, are left off` : "";
+    const left = this.completeSince ? `; what ended before ${clock(this.completeSince)} is left off` : "";
     $("timeline-note").textContent = (kept === all ? count(all, "lifetime") : `${number(kept)} of ${count(all, "lifetime")}`) + left;
     $("timeline-note").dataset.shown = kept;
     this.positions = new Map(this.lines.map((line, at) => [line.one?.n, at]));

@@ -138,6 +138,24 @@ class TestWholeFleet:
         monkeypatch.setattr(view, "IDLE_SECONDS", 60.0)
         await eventually(lambda: _sees(web, "session/a"))
 
+    async def test_remembers_what_ended_before_a_snapshot(self, web: Worker, log: EventLog) -> None:
+        """The fold begins with a snapshot; the timeline has what ended before it all the same, once."""
+        await log.append(batch(1, 3))
+        await log.append([event(4, "cleaned_up", "session/s1", reason="idle")])
+        tail = web.reconciler.tail
+        await eventually(lambda: "p" in tail.state.processes and tail.state.events == 4)
+        partition = web.reconciler.namespace.partition_of("p")
+        await web.reconciler.housekeeping.keep(partition)
+        await log.append([event(5, "reused", "session/s2")])
+        await eventually(lambda: _sees(web, "session/s2"))
+        assert web.view.tail.begun[partition] == 4
+        page = (await web.get("/api/timeline")).body
+        lives = {one["ref"]: (one["reason"], one["use_count"]) for one in page["lifetimes"]}
+        assert lives == {
+            "session/s1": ("idle", 0), "session/s2": (None, 1), "session/s3": (None, 0),
+        }  # fmt: skip
+        assert page["complete_since_ms"] == 0
+
 
 class TestDrift:
     async def test_with_what_is_done(self, start: Start, host: Host) -> None:
