@@ -102,6 +102,12 @@ async def recorded_policy(namespace: Namespace) -> Policy:
     return Policy.read(values, f"recorded in namespace {namespace.name}")
 
 
+async def read_workers(namespace: Namespace) -> dict[str, dict[str, Any]]:
+    """The last heartbeat of each worker, by its id."""
+    beats = await namespace.store.redis.hgetall(namespace.keys.workers)
+    return {worker.decode(): json.loads(beat) for worker, beat in beats.items()}
+
+
 async def read_fleet(
     store: Store,
     namespace: Namespace,
@@ -130,10 +136,6 @@ async def read_fleet(
             inventories[process], summaries[process] = inventory, summary
     now = await store.now_ms()
     drift = find_drift(state, inventories, policy, now)
-    workers = {
-        worker.decode(): json.loads(beat)
-        for worker, beat in (await store.redis.hgetall(namespace.keys.workers)).items()
-    }
     return Fleet(
         state=state,
         inventories=inventories,
@@ -141,7 +143,7 @@ async def read_fleet(
         policy=policy,
         drift=drift,
         plan=make_plan(state, drift, inventories, policy, now),
-        workers=workers,
+        workers=await read_workers(namespace),
         quarantined=await event_log.quarantined(),
         now_ms=now,
     )

@@ -14,9 +14,9 @@ import signal
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-from reconciler.http import serve
 from reconciler.policy import Policy
 from reconciler.reconciler import Reconciler
+from reconciler.web import Access, serve
 from store.connection import Unavailable, connect
 from store.namespace import Namespace
 
@@ -33,7 +33,7 @@ async def run_worker(
     *,
     namespace: str,
     policy: Policy,
-    http: str | None = None,
+    http: Access | None = None,
     full_pass_seconds: float = 30.0,
     lease_seconds: float = 10.0,
     archive_seconds: float = ARCHIVE_SECONDS,
@@ -46,7 +46,7 @@ async def run_worker(
         url: of Redis.
         namespace: of the log.
         policy: what is desired; it is recorded in the namespace for the other commands.
-        http: `host:port` to listen on; None does not listen.
+        http: where to listen, and for whom; None does not listen.
         full_pass_seconds: how often every process is looked at although nothing was heard.
         lease_seconds: after so long at the latest others act for what this one held, when it is not
             heard of any more.

@@ -70,6 +70,10 @@ class HistoryDropped(ReconcilerError):
     """A moment that lies in a part of the log which was dropped, because the archive was off."""
 
 
+class NoAnswer(ReconcilerError):
+    """The worker that was asked to reconcile did not answer in time."""
+
+
 class NotAlive(ReconcilerError):
     """A resource that was to be used is not alive in this process, or is being torn down."""
 

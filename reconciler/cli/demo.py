@@ -29,7 +29,7 @@ from rich.text import Text
 import reconciler
 from reconciler.cli.log import line
 from reconciler.cli.output import console, emit, size, table
-from reconciler.cli.status import describe
+from reconciler.describe import describe
 from reconciler.fleet import Fleet, read_fleet
 from store.connection import Store, connect
 from store.errors import ReconcilerError

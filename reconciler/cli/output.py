@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -23,6 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 from reconciler.fleet import Progress as Tell
+from reconciler.moment import clock
+
+__all__ = ["ago", "clock", "console", "emit", "reading", "size", "table"]
 
 _WIDTH_IN_A_PIPE = 4000
 
@@ -54,12 +56,6 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     for row in rows:
         made.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     return made
-
-
-def clock(ms: int) -> str:
-    """Redis time for people, UTC, to the millisecond."""
-    moment = datetime.fromtimestamp(ms / 1000, UTC)
-    return moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{ms % 1000:03d}"
 
 
 def ago(ms: float) -> str:

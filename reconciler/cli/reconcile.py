@@ -7,9 +7,7 @@ taken for the time of the pass. So there is never more than one who acts.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,10 @@ from reconciler.cli.output import console, emit, table
 from reconciler.fleet import recorded_policy
 from reconciler.policy import Policy
 from reconciler.reconciler import Reconciler
+from reconciler.request import ANSWER_SECONDS, NO_ANSWER, ask_workers, choose, live_hosts
 from reconciler.result import exit_status, merge
-from store.channel import ask
-from store.errors import ReconcilerError, UnknownProcess
-from store.messages import Note
-from store.namespace import Namespace
+from store.errors import NoAnswer
 
-_ANSWER_SECONDS = 120.0
 _AGAIN_SECONDS = 0.1
 
 
@@ -65,7 +60,7 @@ async def _reconcile(
         for one in chosen if chosen is not None else alive:
             left.setdefault(namespace.partition_of(one), []).append(one)
         parts: list[dict[str, Any]] = []
-        deadline = time.monotonic() + _ANSWER_SECONDS
+        deadline = time.monotonic() + ANSWER_SECONDS
         reconciler = Reconciler(store, namespace=name, policy=policy, name="admin")
         await reconciler.open()
         while left:
@@ -77,67 +72,15 @@ async def _reconcile(
                 del left[partition]
             # A partition that changes hands while its worker is asked is asked for again.
             for partition, answers in (
-                await _ask_workers(namespace, left, all_of_it=chosen is None, dry_run=dry_run)
+                await ask_workers(namespace, left, all_of_it=chosen is None, dry_run=dry_run)
             ).items():
                 parts += answers
                 del left[partition]
             if left and time.monotonic() > deadline:
-                raise ReconcilerError(
-                    "the worker that holds the partition does not answer: see `agent-reconciler "
-                    "status`, restart the worker, or wait until its lease lapses and try again"
-                )
+                raise NoAnswer(NO_ANSWER)
             if left:
                 await asyncio.sleep(_AGAIN_SECONDS)
         return merge(parts)
-
-
-async def _ask_workers(
-    namespace: Namespace, processes: Mapping[int, Sequence[str]], *, all_of_it: bool, dry_run: bool
-) -> dict[int, list[dict[str, Any]]]:
-    """Asks the workers that hold some partitions; those of which an answer is missing are left out."""
-    notes = [
-        (partition, Note("reconcile", process, dry_run=dry_run))
-        for partition, some in processes.items()
-        for process in ([None] if all_of_it else some)
-    ]
-    replies = await asyncio.gather(
-        *(ask(namespace, partition, note, _ANSWER_SECONDS) for partition, note in notes)
-    )
-    answers: dict[int, list[dict[str, Any]]] = {}
-    missing: set[int] = set()
-    for (partition, _), reply in zip(notes, replies, strict=True):
-        if reply is None:
-            missing.add(partition)
-            continue
-        answer = json.loads(reply)
-        if "error" in answer:
-            raise ReconcilerError(answer["error"])
-        answers.setdefault(partition, []).append(answer)
-    return {partition: some for partition, some in answers.items() if partition not in missing}
-
-
-async def live_hosts(namespace: Namespace) -> list[str]:
-    """Host processes that hold a lease, lapsed or not, and are not closed yet."""
-    pipe = namespace.store.redis.pipeline(transaction=False)
-    for partition in namespace.all_partitions():
-        pipe.zrange(namespace.keys.partition(partition).hosts, 0, -1)
-    return sorted(name.decode() for answer in await pipe.execute() for name in answer)
-
-
-def choose(alive: Sequence[str], wanted: str, namespace: Namespace) -> list[str]:
-    """The live processes that are meant: by id, or by the name of the service.
-
-    Raises:
-        UnknownProcess: there is none.
-    """
-    found = [p for p in alive if p == wanted or p.partition("@")[0] == wanted]
-    if not found:
-        known = ", ".join(alive[:5]) + (" …" if len(alive) > 5 else "") if alive else "none"
-        raise UnknownProcess(
-            f"no process {wanted!r} is alive in namespace {namespace.name} at {namespace.store.url}; "
-            f"alive: {known}"
-        )
-    return found
 
 
 def _show(result: dict[str, Any], *, dry_run: bool) -> None:

@@ -11,6 +11,7 @@ import click
 
 from reconciler.cli.options import common, opened
 from reconciler.cli.output import ago, console, emit, reading, size, table
+from reconciler.describe import describe
 from reconciler.fleet import Fleet, read_fleet
 from store.lease import holders
 from store.log import EventLog
@@ -36,56 +37,6 @@ async def _look(url: str, name: str) -> tuple[Fleet, Held]:
             fleet = await read_fleet(store, namespace, progress=tell)
         leases = await holders(namespace, namespace.all_partitions())
         return fleet, {p: token and token.rpartition(" ")[0] for p, token in leases.items()}
-
-
-def describe(fleet: Fleet) -> dict[str, Any]:
-    """A fleet as plain values."""
-    processes = []
-    for name, process in fleet.state.processes.items():
-        summary = fleet.summaries.get(name)
-        processes.append(
-            {
-                "process": name,
-                "started_ms": process.started_ms,
-                "last_event_ms": process.last_ms,
-                "events": process.seq,
-                "resources": dict(Counter(r.kind for r in process.resources.values())),
-                "in_use": sum(1 for r in process.resources.values() if r.in_use),
-                "registries": {r.name: r.count for r in summary.registries} if summary else {},
-                "rss": summary.rss if summary else None,
-                "fds": summary.fds if summary else None,
-                "outbox": summary.outbox if summary else None,
-            }
-        )
-    drift = fleet.drift
-    return {
-        "now_ms": fleet.now_ms,
-        "processes": processes,
-        "resources": dict(
-            Counter(r.kind for p in fleet.state.processes.values() for r in p.resources.values())
-        ),
-        "drift": {
-            "orphans": len(drift.orphans),
-            "dangling": len(drift.dangling),
-            "ghosts": len(drift.ghosts),
-            "untracked": len(drift.untracked),
-        },
-        "waiting": len(fleet.plan.waiting),
-        "stuck": [
-            {
-                "ref": w.item.ref,
-                "process": w.item.process,
-                "failures": w.failures,
-                "reason": w.reason,
-            }
-            for w in fleet.plan.stuck
-        ],
-        "workers": fleet.workers,
-        "quarantined": fleet.quarantined,
-        "events": fleet.state.events,
-        "processes_lost": fleet.state.lost,
-        "processes_stopped": fleet.state.stopped,
-    }
 
 
 def _show(fleet: Fleet, held: Held) -> None:
