@@ -69,7 +69,7 @@ class Entry:
 
 
 class Refusal(Exception):
-    """A precondition does not hold: `stale`, `gone` or `busy`, and why."""
+    """A precondition does not hold: `stale`, `gone` or `busy`, and why. A teardown may raise it."""
 
 
 class Executor:
@@ -78,6 +78,7 @@ class Executor:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._hanging: set[asyncio.Task[None]] = set()
+        self._untracked: dict[str, Entry] = {}
 
     async def execute(self, orders: Sequence[Order]) -> None:
         """Carries out orders that came together: stage by stage, those of one stage side by side."""
@@ -128,16 +129,15 @@ class Executor:
         """
         entry = self._host.entries.get(order.ref)
         if entry is None and order.seq == 0:
-            entry = self._host.adopt(order.ref)  # It was untracked, and the policy says to end it.
-            order_seq = entry.seq if entry else 0
-        else:
-            order_seq = order.seq
+            # It is untracked, and the policy says to end it. It stays untracked until it has gone:
+            # adopting it first would make it desired if its teardown failed.
+            entry = self._untracked.get(order.ref) or self._host.untracked(order.ref)
         if entry is None:
             raise Refusal("gone: it is not alive in this process")
         if entry.terminating:
             raise Refusal(f"busy: order {entry.terminating} is ending it")
         self._host.look_at(entry)  # What the service noted in the object itself counts, too.
-        if entry.seq != order_seq:
+        if entry.seq != order.seq:
             raise Refusal(f"stale: its last event is seq {entry.seq}, the order knew {order.seq}")
         if entry.holders:
             raise Refusal(f"busy: it is acquired by {entry.holders}")
@@ -153,11 +153,17 @@ class Executor:
 
     async def _teardown(self, order: Order) -> None:
         entry = self._check(order)
+        if entry.seq == 0:
+            self._untracked[order.ref] = entry
         task = asyncio.ensure_future(self._end(entry, order))
         # As long as it runs, whatever became of the order, nobody can acquire what it takes apart.
         task.add_done_callback(lambda _: self._let_go(entry))
         try:
             await self._bounded(task, order.timeout)
+            if entry.seq == 0:
+                self._outcome("cleaned_up", order, order.reason)
+        except Refusal:
+            raise
         except Exception as error:
             reason = str(error) or type(error).__name__
             log.warning("teardown failed", ref=order.ref, order_id=order.id, reason=reason)
@@ -187,6 +193,8 @@ class Executor:
             else:
                 # The teardown took it out behind the registry's back.
                 self._host.forget(entry, reason=order.reason)
+        elif entry.seq == 0 and self._host.holds(entry):
+            registry.pop(entry.key, None)
 
     async def _bounded(self, task: asyncio.Task[None], timeout: float) -> None:
         """Waits for a teardown, but not longer than `timeout` seconds, even if it ignores that."""
@@ -213,6 +221,8 @@ class Executor:
             log.warning("a cancelled teardown failed later", reason=str(error))
 
     def _let_go(self, entry: Entry) -> None:
+        if self._untracked.get(entry.ref) is entry:
+            del self._untracked[entry.ref]
         if self._host.entries.get(entry.ref) is entry:
             entry.terminating = ""
 

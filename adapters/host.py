@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -25,9 +25,9 @@ from adapters.executor import Entry, Executor, current_order
 from adapters.inventory import InventoryBook
 from adapters.logs import get_logger
 from adapters.recorder import Recorder
-from adapters.registry import Index, ObservedDict, Registry, Teardown, observable
+from adapters.registry import Findings, Index, ObservedDict, Registry, Teardown, observable
 from store.channel import HostChannel
-from store.connection import Store, Unavailable, check_cancelled, connect
+from store.connection import Store, Unavailable, check_cancelled, connect, end_tasks
 from store.errors import Fenced, NotAlive, SequenceGap
 from store.event import Scalar, is_ref, process_id
 from store.log import EventLog
@@ -90,6 +90,7 @@ class Host:
         name: str,
         namespace: str = DEFAULT_NAMESPACE,
         lease_seconds: float = LEASE_SECONDS,
+        partitions: int | None = None,
         owns_store: bool = False,
     ) -> None:
         self.name = name
@@ -101,6 +102,7 @@ class Host:
         self._store = store
         self._owns_store = owns_store
         self._namespace_name = namespace
+        self._wanted_partitions = partitions
         self._lease_ms = int(lease_seconds * 1000)
         self._users: dict[str, dict[str, None]] = {}
         self._unowned: dict[str, Entry] = {}
@@ -129,6 +131,7 @@ class Host:
         name: str,
         namespace: str = DEFAULT_NAMESPACE,
         lease_seconds: float = LEASE_SECONDS,
+        partitions: int | None = None,
     ) -> Host:
         """A host for this process: `async with Host.connect(url, name="chat-api") as host:`.
 
@@ -137,6 +140,7 @@ class Host:
             name: of the service; the process is `name@hostname:pid:start`.
             namespace: of the log.
             lease_seconds: the process counts as lost when it was not heard of for so long.
+            partitions: how many the namespace must have; None takes what is recorded, or the default.
 
         Raises:
             BadAddress, RedisUnavailable, NamespaceError: when it is entered.
@@ -147,6 +151,7 @@ class Host:
             name=name,
             namespace=namespace,
             lease_seconds=lease_seconds,
+            partitions=partitions,
             owns_store=not isinstance(url, Store),
         )
 
@@ -155,13 +160,30 @@ class Host:
         """The id of this incarnation."""
         return self.recorder.process
 
+    @property
+    def unpublished(self) -> bool:
+        """The inventory has changed since it was last published."""
+        return self._book.dirty or self._report_due
+
+    @property
+    def store(self) -> Store:
+        """The Redis that holds the log; what stands beside the host may use it too."""
+        return self._store
+
+    @property
+    def namespace_name(self) -> str:
+        """The namespace of the log."""
+        return self._namespace_name
+
     async def start(self) -> Self:
         """Connects, announces the process and begins its tasks; see `connect` for what it raises."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         await self._store.open()
         try:
-            self._namespace: Namespace = await open_namespace(self._store, self._namespace_name)
+            self._namespace: Namespace = await open_namespace(
+                self._store, self._namespace_name, self._wanted_partitions
+            )
             self._log = EventLog(self._store, self._namespace)
             self._begin_incarnation()
             await self._channel.beat(self._lease_ms)
@@ -193,9 +215,7 @@ class Host:
         tasks, self._tasks = self._tasks, []
         if not tasks:
             return
-        for task in [*tasks, *self._executing]:
-            task.cancel()
-        await asyncio.gather(*tasks, *self._executing, return_exceptions=True)
+        await end_tasks([*tasks, *self._executing])
         self.recorder.record("process_stopped", f"process/{self.process}", reason="closed")
         try:
             async with asyncio.timeout(_STOP_SECONDS):
@@ -221,6 +241,29 @@ class Host:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+    def call(self, function: Callable[..., object], *args: Any, soon: bool = False) -> bool:
+        """Calls a function in the thread of the host: at once if that is this one, else soon.
+
+        Args:
+            function: what to call.
+            args: with.
+            soon: never at once. For finalizers, which may run in the middle of anything.
+
+        Returns:
+            Whether it was or will be called; a host that has not started, or whose loop is closed,
+            calls nothing later.
+        """
+        if not soon and threading.get_ident() == self._thread:
+            function(*args)
+            return True
+        if self._loop is None:
+            return False
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            return False
+        return True
 
     # --- registries -----------------------------------------------------------------------------
 
@@ -252,7 +295,10 @@ class Host:
             self.registries.append(registry)
             registry.host = self
             for key, value in registry.items():
-                self.entry_added(registry, key, value, type="adopted")
+                if isinstance(registry, Findings):
+                    self.stray_added(registry, key)
+                else:
+                    self.entry_added(registry, key, value, type="adopted")
         self._report_due = True
         self._wake_up()
         return registry
@@ -291,6 +337,8 @@ class Host:
         else:
             for entry in [e for e in self.entries.values() if e.registry is registry]:
                 self.forget(entry, reason="no longer observed")
+            for ref in registry.strays:
+                self._book.let_go(ref)
             self.registries = [one for one in self.registries if one is not registry]
         registry.host = None
         self._report_due = True
@@ -467,6 +515,8 @@ class Host:
     ) -> None:
         """An object left a registry, in this tick."""
         entry = self.entries.get(registry.ref(key))
+        if entry is None:
+            self.stray_removed(registry, key)
         if entry is None or entry.registry is not registry:
             return
         self.forget(entry, reason=reason)
@@ -494,6 +544,21 @@ class Host:
             heir = entry.heir = self.entries[unclosed.ref(_identity(value))]
             heir.in_use = entry.in_use
             heir.seq = self.recorder.record("reused", heir.ref, attrs={"in_use": heir.in_use})
+
+    def stray_added(self, registry: Registry, key: Any) -> None:
+        """Something came into a registry that the log shall not hear of, in this tick."""
+        ref = registry.ref(key)
+        registry.strays.add(ref)
+        self._book.hold(ref)
+        self._wake_up()
+
+    def stray_removed(self, registry: Registry, key: Any) -> None:
+        """Something that the log never heard of left a registry, in this tick."""
+        ref = registry.ref(key)
+        if ref in registry.strays:
+            registry.strays.discard(ref)
+            self._book.let_go(ref)
+            self._wake_up()
 
     def entries_changed(self, gone: Iterable[IndexEntry], come: Iterable[IndexEntry]) -> None:
         """Entries of an index went or came, in this tick."""
@@ -567,16 +632,28 @@ class Host:
         """Something alive that uses `ref`, if there is anything."""
         return next((user for user in self._users.get(ref, ()) if user != ref), None)
 
-    def adopt(self, ref: str, *, order_id: str | None = None) -> Entry | None:
-        """Records a resource that a registry holds and the log never heard of; None if none does."""
+    def untracked(self, ref: str) -> Entry | None:
+        """What a registry holds under `ref` and the log never heard of; None if none does."""
         kind, _, id = ref.partition("/")
         for registry in self.registries:
             if registry.kind != kind:
                 continue
             for key, value in registry.items():
                 if registry.id(key) == id:
-                    return self.entry_added(registry, key, value, type="adopted", order_id=order_id)
+                    return Entry(ref, 0, registry, key, value)
         return None
+
+    def adopt(self, ref: str, *, order_id: str | None = None) -> Entry | None:
+        """Records a resource that a registry holds and the log never heard of; None if none does."""
+        found = self.untracked(ref)
+        if found is None or found.registry is None or isinstance(found.registry, Findings):
+            return None
+        return self.entry_added(
+            found.registry, found.key, found.obj, type="adopted", order_id=order_id
+        )
+
+    def _findings(self) -> dict[str, bool]:
+        return {r.kind: r.teardown is not None for r in self.registries if isinstance(r, Findings)}
 
     def report(self, request: str) -> None:
         """Looks at the registries themselves, and publishes the inventory as an answer."""
@@ -600,6 +677,7 @@ class Host:
             entries=tuple(line for index in self.indexes.values() for line in index.known()),
             kinds=frozenset(registry.kind for registry in self.registries),
             rss=self._self.memory_info().rss,
+            findings=self._findings(),
         )
 
     def _look_behind(self, registry: Registry) -> None:
@@ -697,7 +775,7 @@ class Host:
             self._awake = False
             first, payloads = self.recorder.batch()
             whole = len(payloads) == len(self.recorder)
-            publish = whole and (self._book.dirty or self._report_due)
+            publish = whole and self.unpublished
             if not payloads and not publish:
                 return
             if publish and (wait := self._last_publish + _PUBLISH_SPACING - time.monotonic()) > 0:
@@ -748,6 +826,7 @@ class Host:
             fds=fds,
             outbox=len(self.recorder),
             answers=tuple(self._answers),
+            findings=self._findings(),
         )
 
     def _reincarnate(self, before: str, why: str) -> None:

@@ -204,6 +204,34 @@ class Registry(ObservedDict):
             self.host.entry_removed(self, key, value)
 
 
+class Findings(Registry):
+    """What somebody found in the process and nobody declared: in the inventory, never in the log.
+
+    Its entries are untracked drift, which is shown and counted; the policy `untracked = "teardown"`
+    has them ended by `teardown`.
+
+    Args:
+        kind: of the findings.
+        teardown: ends one, `(id, finding)`; None where there is nothing to end, as with a trend.
+        name: shown to people.
+    """
+
+    def __init__(
+        self, kind: str, *, teardown: Teardown | None = None, name: str | None = None
+    ) -> None:
+        super().__init__(kind, name=name, teardown=teardown)
+
+    def _added(self, key: Any, value: Any) -> None:
+        if self.host is not None:
+            self.host.stray_added(self, key)
+
+    def _replaced(self, key: Any, old: Any, new: Any) -> None: ...
+
+    def _removed(self, key: Any, value: Any) -> None:
+        if self.host is not None:
+            self.host.stray_removed(self, key)
+
+
 class Index(ObservedDict):
     """An index registry: its entries name resources that live elsewhere.
 

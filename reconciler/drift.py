@@ -32,6 +32,7 @@ class DriftItem:
         seq: last seq of the resource, 0 where the log has none.
         registry, key: the entry, for `dangling`.
         since_ms: Redis time since when it is so, as far as known; 0 is unknown.
+        finding: for what a leak probe found, whether a teardown can end it; None for all else.
     """
 
     sort: Sort
@@ -42,6 +43,7 @@ class DriftItem:
     registry: str | None = None
     key: str | None = None
     since_ms: int = 0
+    finding: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,7 @@ def _ghosts(process: ProcessState, inventory: Inventory) -> Iterator[DriftItem]:
 
 def _untracked(process: ProcessState, inventory: Inventory) -> Iterator[DriftItem]:
     for ref in sorted(inventory.held - process.resources.keys()):
-        item = untracked_item(process, ref, inventory.as_of)
+        item = untracked_item(process, ref, inventory.as_of, inventory.findings)
         if item is not None:
             yield item
 
@@ -194,10 +196,14 @@ def ghost_item(
     return DriftItem("ghost", process.id, ref, reason, resource.seq)
 
 
-def untracked_item(process: ProcessState, ref: str, as_of: int) -> DriftItem | None:
+def untracked_item(
+    process: ProcessState, ref: str, as_of: int, findings: Mapping[str, bool]
+) -> DriftItem | None:
     """A resource that a registry holds and the log does not know; None if it only just ended."""
     if process.gone.get(ref, 0) > as_of:
         return None
-    return DriftItem(
-        "untracked", process.id, ref, "its registry holds it, the log never heard of it"
-    )
+    finding = findings.get(ref.partition("/")[0])
+    reason = "its registry holds it, the log never heard of it"
+    if finding is not None:
+        reason = "a leak probe found it, nobody declared it"
+    return DriftItem("untracked", process.id, ref, reason, finding=finding)

@@ -9,13 +9,15 @@ from typing import Any
 
 from reconciler.drift import Drift, find_drift
 from reconciler.fold import FleetState
+from reconciler.history import nearest_snapshot
 from reconciler.plan import Plan, make_plan
 from reconciler.policy import Policy
 from store.channel import InventoryReader
 from store.connection import Store
-from store.log import PAGE, START, EventLog, id_key
+from store.log import EventLog
 from store.messages import Inventory, Summary
 from store.namespace import Namespace
+from store.position import ms_of
 
 Progress = Callable[[int], None]
 """Called with the number of entries read since the last call."""
@@ -53,26 +55,39 @@ class Fleet:
 async def fold_log(
     event_log: EventLog, *, until: tuple[int, int] | None = None, progress: Progress = _silent
 ) -> FleetState:
-    """Folds the log, up to and including the entry id `until` (ms, n); None is the present end.
+    """The state at the entry id `until` (ms, n), itself included; None is the present end.
 
-    Partitions are folded one after the other: no event speaks of a process in another one.
+    Each partition begins with its nearest snapshot at or before the moment. They are folded one after
+    the other: no event speaks of a process in another partition.
+
+    Raises:
+        HistoryDropped: the moment lies before what the log still has.
+        ArchiveError: a part of the log is archived, and cannot be read there.
     """
     state = FleetState()
     namespace = await event_log.namespace()
-    high = "+" if until is None else f"{until[0]}-{until[1]}"
     for partition in namespace.all_partitions():
-        position = START
-        while True:
-            page = await event_log.page(partition, position, until=high)
-            for entry_id, row in page.rows:
-                state.apply(row, id_key(entry_id)[0])
-            read = len(page.rows) + len(page.malformed)
-            progress(read)
-            if page.malformed:
-                await event_log.quarantine(partition, page.malformed)
-            if read < PAGE:
-                break
-            position = page.position
+        state.take(await fold_partition(event_log, partition, until=until, progress=progress))
+    return state
+
+
+async def fold_partition(
+    event_log: EventLog,
+    partition: int,
+    *,
+    until: tuple[int, int] | None = None,
+    progress: Progress = _silent,
+) -> FleetState:
+    """The state of one partition; see `fold_log`."""
+    state, position = await nearest_snapshot(await event_log.namespace(), partition, until)
+    progress(state.events)
+    high = "+" if until is None else f"{until[0]}-{until[1]}"
+    async for page in event_log.pages(partition, position, until=high):
+        for entry_id, row in page.rows:
+            state.apply(row, ms_of(entry_id))
+        progress(len(page.rows) + len(page.malformed))
+        if page.malformed:
+            await event_log.quarantine(partition, page.malformed)
     return state
 
 
@@ -85,6 +100,12 @@ async def recorded_policy(namespace: Namespace) -> Policy:
     text = await namespace.store.redis.get(namespace.keys.policy)
     values = json.loads(text) if text else {}
     return Policy.read(values, f"recorded in namespace {namespace.name}")
+
+
+async def read_workers(namespace: Namespace) -> dict[str, dict[str, Any]]:
+    """The last heartbeat of each worker, by its id."""
+    beats = await namespace.store.redis.hgetall(namespace.keys.workers)
+    return {worker.decode(): json.loads(beat) for worker, beat in beats.items()}
 
 
 async def read_fleet(
@@ -115,10 +136,6 @@ async def read_fleet(
             inventories[process], summaries[process] = inventory, summary
     now = await store.now_ms()
     drift = find_drift(state, inventories, policy, now)
-    workers = {
-        worker.decode(): json.loads(beat)
-        for worker, beat in (await store.redis.hgetall(namespace.keys.workers)).items()
-    }
     return Fleet(
         state=state,
         inventories=inventories,
@@ -126,7 +143,7 @@ async def read_fleet(
         policy=policy,
         drift=drift,
         plan=make_plan(state, drift, inventories, policy, now),
-        workers=workers,
+        workers=await read_workers(namespace),
         quarantined=await event_log.quarantined(),
         now_ms=now,
     )

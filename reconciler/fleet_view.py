@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import json
 from collections import Counter
 from dataclasses import dataclass
 from math import inf
 
 from reconciler.drift import Drift
-from reconciler.fleet import Fleet, Progress, fold_log, recorded_policy
+from reconciler.fleet import Fleet, Progress, fold_log, read_workers, recorded_policy
 from reconciler.fold import FleetState, ProcessState, Resource
 from reconciler.plan import make_plan
 from reconciler.policy import Policy
-from reconciler.scan import END, entry_id
+from reconciler.scan import END
 from reconciler.watch import ProcessWatch, Watches
 from store.channel import InventoryReader
 from store.connection import Store
+from store.errors import HistoryDropped
 from store.event import EventRow
-from store.log import EventLog, id_key
+from store.log import EventLog
 from store.namespace import Namespace
+from store.position import key_id, ms_of
 
 RATE_MS = 600_000
 """Rates are over this long."""
@@ -78,9 +79,15 @@ class FleetView:
     async def open(self, progress: Progress = lambda count: None) -> None:
         """Folds what there is, up to the minutes that the rates are over."""
         # What comes after this id is read below, whatever the clock of its server says.
-        begin = (max(0, await self._store.now_ms() - RATE_MS), END)
-        self._state = await fold_log(self._log, until=begin, progress=progress)
-        self._positions = {p: entry_id(begin) for p in self._namespace.all_partitions()}
+        now = await self._store.now_ms()
+        begin = (max(0, now - RATE_MS), END)
+        try:
+            self._state = await fold_log(self._log, until=begin, progress=progress)
+        except HistoryDropped:
+            # The log does not even go back by minutes: the rates begin now.
+            begin = (now - 1, END)
+            self._state = await fold_log(self._log, until=begin, progress=progress)
+        self._positions = {p: key_id(begin) for p in self._namespace.all_partitions()}
         self._since_ms = begin[0]
         await self._follow(progress)
 
@@ -95,7 +102,6 @@ class FleetView:
         watches = {name: await self._watch(process) for name, process in processes.items()}
         drift = Drift.of(watch.drift(now) for watch in watches.values())
         graphs = {name: watch.graph for name, watch in watches.items()}
-        beats = await self._store.redis.hgetall(self._namespace.keys.workers)
         summaries = {name: self._reader.summary(name) for name in processes}
         fleet = Fleet(
             state=self._state,
@@ -104,7 +110,7 @@ class FleetView:
             policy=policy,
             drift=drift,
             plan=make_plan(self._state, drift, {}, policy, now, graphs=graphs),
-            workers={worker.decode(): json.loads(beat) for worker, beat in beats.items()},
+            workers=await read_workers(self._namespace),
             quarantined=await self._log.quarantined(),
             now_ms=now,
         )
@@ -129,7 +135,7 @@ class FleetView:
             if page.position == self._positions[partition]:
                 return
             for name, row in page.rows:
-                at_ms = id_key(name)[0]
+                at_ms = ms_of(name)
                 self._count(row, at_ms)
                 self._watches.fold(self._state, row, at_ms)
             self._positions[partition] = page.position
@@ -163,7 +169,7 @@ class FleetView:
             total.update(counts)
         # A log that is younger than the minutes asked about is judged by its own age.
         first = min((p.started_ms for p in self._state.processes.values()), default=begin)
-        seconds = max(1.0, (now_ms - max(begin, first)) / 1000)
+        seconds = max(1.0, (now_ms - max(begin, first, self._since_ms)) / 1000)
         return Rates(
             seconds,
             total["appeared"],

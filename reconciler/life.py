@@ -12,7 +12,7 @@ import re
 from collections import deque
 from dataclasses import dataclass, field
 
-from reconciler.fold import Event
+from reconciler.fold import Event, Resource
 
 KEPT = 200
 """Uses, former users and orders of one life that are kept: the latest."""
@@ -206,6 +206,17 @@ class Lives:
                 asked = self._asked.get(event.order_id)
                 if asked is not None and asked.asked.ref == ref:
                     del self._asked[event.order_id]
+
+    def assume(self, process: str, resource: Resource) -> None:
+        """Takes up what is alive and was made before the first event seen."""
+        if process in self._open:
+            return
+        moment = Moment(f"{resource.created_ms}-0", "created", self.ref, process, resource.seq)
+        moment.reason = "its beginning is no longer in the log"
+        life = self._open[process] = Life(self.ref, process, moment)
+        life.uses, life.owned_by = resource.uses, resource.owned_by
+        life.user, life.in_use = resource.user, resource.in_use
+        self.lives.append(life)
 
     def sorted(self) -> list[Life]:
         """The lives, the earliest first."""

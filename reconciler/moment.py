@@ -11,7 +11,7 @@ import time
 from datetime import UTC, datetime
 
 from store.errors import BadMoment
-from store.log import id_key
+from store.position import id_key
 
 _ENTRY_ID = re.compile(r"\d{10,15}-\d{1,19}")
 _LAST_OF_MS = 2**63
@@ -58,7 +58,7 @@ def parse_moment(text: str, what: str = "--at") -> tuple[int, int]:
     if _ENTRY_ID.fullmatch(text):
         return id_key(text)
     if re.fullmatch(r"\d{9,11}(\.\d+)?", text):
-        return int(float(text) * 1000), _LAST_OF_MS
+        return round(float(text) * 1000), _LAST_OF_MS
     if re.fullmatch(r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?", text):
         today = time.strftime("%Y-%m-%d", time.gmtime())
         text = f"{today}T{text.zfill(len(text) + (text[1] == ':'))}"
@@ -72,4 +72,4 @@ def parse_moment(text: str, what: str = "--at") -> tuple[int, int]:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     # Before 1970 there is no entry, and no entry id.
-    return max(0, int(moment.timestamp() * 1000)), _LAST_OF_MS
+    return max(0, round(moment.timestamp() * 1000)), _LAST_OF_MS

@@ -179,6 +179,11 @@ def _held_up(
         return Waiting(item, 0, "it is in use")
     if item.sort == "untracked" and policy.untracked == "report":
         return Waiting(item, 0, "the policy says to report what is untracked")
+    if item.finding is False:
+        return Waiting(item, 0, "a trend is reported, there is nothing to tear down")
+    if item.finding and policy.untracked != "teardown":
+        # Nobody declared it, so nobody said how it should live: adopting it would hide the leak.
+        return Waiting(item, 0, "a finding is torn down only where the policy says so")
     target = target_of(item.ref, item.registry, item.key)
     attempt = process.attempts.get(target)
     if attempt is None or attempt.seq != item.seq:

@@ -66,7 +66,8 @@ class Policy(BaseModel):
             is not in use goes.
         max_process_memory: bytes; while a process is above it, least recently used sessions go.
         untracked: what to do with an entry of a registry that the log never heard of: `adopt` it
-            into the log, `report` it, or `teardown`.
+            into the log, `report` it, or `teardown`. What a leak probe found is never adopted, and
+            torn down only with `teardown`.
         teardown_timeout: seconds that one teardown may take.
         backoff, backoff_max: seconds before the first retry of a failed teardown, doubled each
             time, and the longest.

@@ -15,24 +15,27 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from math import inf
 from typing import Any, Self
 
 import structlog
 
 from reconciler.drift import Drift, find_drift
-from reconciler.fold import ProcessState
+from reconciler.fold import ProcessState, target_of
+from reconciler.housekeeping import Housekeeping
 from reconciler.metrics import Metrics
+from reconciler.partitions import Partitions
 from reconciler.plan import Plan, Step, Waiting, make_plan
 from reconciler.policy import Policy
 from reconciler.result import Result
 from reconciler.tail import Tail
 from reconciler.watch import ProcessWatch, Watches
-from store.channel import Inbox, InventoryReader, WorkerChannel, answer
-from store.connection import BLOCK_MS, Store, Unavailable, check_cancelled
+from store.channel import Inbox, InventoryReader, answer
+from store.connection import BLOCK_MS, Store, Unavailable, check_cancelled, end_tasks
 from store.errors import Fenced, ReconcilerError, SequenceGap, UnknownProcess
 from store.event import EventRow, Scalar, process_id
-from store.lease import HeldByOther, Lease, release_lease, take_lease
+from store.lease import Lease
 from store.log import EventLog
 from store.messages import Action, HostPort, Note, Order, encode_message
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
@@ -40,9 +43,12 @@ from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
 log = structlog.get_logger("reconciler")
 
 LEASE_SECONDS = 10.0
+_OUTCOMES = frozenset({"cleaned_up", "adopted", "cleanup_failed", "cleanup_refused"})
 _FRESH_SECONDS = 3.0
 _OUTCOME_GRACE = 5.0
 _PASS_SPACING = 0.002
+_AGAIN_SECONDS = 0.2
+_CLOCK_SECONDS = 1.0
 
 
 class Reconciler:
@@ -54,7 +60,9 @@ class Reconciler:
         policy: what is desired.
         hosts: hosts in this very process, which are reached directly instead of through Redis.
         name: of the worker, as it stands in the log.
-        lease_seconds: how long a partition stays with a worker that is not heard of.
+        lease_seconds: after so long at the latest another worker acts for what this one held, when it is
+            not heard of any more.
+        partitions: how many the namespace must have; None takes what is recorded, or the default.
 
     `async with Reconciler(store, policy=policy):` runs it in the background.
 
@@ -71,6 +79,7 @@ class Reconciler:
         hosts: Iterable[HostPort] = (),
         name: str = "worker",
         lease_seconds: float = LEASE_SECONDS,
+        partitions: int | None = None,
     ) -> None:
         self.policy = policy or Policy()
         self.metrics = Metrics()
@@ -78,9 +87,9 @@ class Reconciler:
         self.name = name
         self._store = store
         self._namespace_name = namespace
-        self._lease_ms = int(lease_seconds * 1000)
+        self._wanted_partitions = partitions
+        self._lease_seconds = lease_seconds
         self._hosts = tuple(hosts)
-        self._channels: dict[int, WorkerChannel] = {}
         self._changed: set[str] = set()
         self._news: set[str] = set()
         self._due: dict[str, float] = {}
@@ -91,7 +100,6 @@ class Reconciler:
         self._stuck: set[tuple[str, str]] = set()
         self._clock_offset_ms = 0
         self._requests: set[asyncio.Task[None]] = set()
-        self._ready = False
         self._lag_ms = 0
 
     # --- life -----------------------------------------------------------------------------------
@@ -102,12 +110,26 @@ class Reconciler:
         Raises:
             NamespaceError: it does not fit.
         """
-        self.namespace: Namespace = await open_namespace(self._store, self._namespace_name)
+        self.namespace: Namespace = await open_namespace(
+            self._store, self._namespace_name, self._wanted_partitions
+        )
         self.log = EventLog(self._store, self.namespace)
         self.watches = Watches(self.policy)
         self.tail = Tail(self.log, self.metrics, self._seen, self.watches.fold)
         self.inventories = InventoryReader(self.namespace)
+        self.housekeeping = Housekeeping(self.log, self.tail, lambda: self.leases, self.now_ms)
         self._inbox = Inbox(self.namespace)
+        self._acting = Partitions(
+            self.namespace,
+            self.tail,
+            self._inbox,
+            name=self.name,
+            process=self.process,
+            lease_seconds=self._lease_seconds,
+            metrics=self.metrics,
+            touch=self._touch,
+            forget=self._forget_all,
+        )
         await self._set_clock()
         return self
 
@@ -118,15 +140,17 @@ class Reconciler:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        self._running.cancel()
-        await asyncio.gather(self._running, return_exceptions=True)
+        await end_tasks([self._running])
 
     async def run(self) -> None:
         """Takes leases and reconciles, until it is cancelled; then gives the leases back."""
+        acting = self._acting
         try:
-            await self.keep_leases()
             async with asyncio.TaskGroup() as group:
-                for work in (self._follow, self._listen, self._reconcile_changes, self._keep):
+                for work in (
+                    *(acting.keep, acting.open, acting.watch_hosts),
+                    *(self._follow, self._listen, self._reconcile_changes, self._keep_clock),
+                ):
                     group.create_task(work(), name=f"reconciler {work.__name__}")
         finally:
             for request in self._requests:
@@ -135,15 +159,17 @@ class Reconciler:
 
     async def release(self) -> None:
         """Gives all leases back."""
-        channels, self._channels = self._channels, {}
-        for channel in channels.values():
-            with contextlib.suppress(*Unavailable):
-                await release_lease(self.namespace, channel.lease)
+        await self._acting.release()
 
     @property
     def partitions(self) -> list[int]:
         """The partitions it acts for."""
-        return sorted(self._channels)
+        return sorted(self._acting.channels)
+
+    @property
+    def leases(self) -> dict[int, Lease]:
+        """The leases it holds, by partition."""
+        return {partition: channel.lease for partition, channel in self._acting.channels.items()}
 
     def outboxes(self) -> dict[str, int]:
         """Process -> events that it has not sent yet, as it last said."""
@@ -156,47 +182,26 @@ class Reconciler:
 
     def unready(self) -> list[str]:
         """Why it cannot be relied on now; empty when it can."""
-        reasons = []
-        if not self._ready:
-            reasons.append("the log has not been read to its end yet")
-        elif not self._channels:
-            reasons.append("no partition is held: another worker has them, or Redis is away")
-        return reasons
+        reason = self._acting.unready()
+        return [reason] if reason else []
 
     # --- leases ---------------------------------------------------------------------------------
 
     async def keep_leases(self) -> None:
-        """Renews the leases it has, takes those that are free, drops those it has lost."""
+        """Renews the leases it has, takes its share, and reads the log of what is new."""
         await self._set_clock()
-        for partition in self.namespace.all_partitions():
-            channel = self._channels.get(partition)
-            got = await take_lease(
-                self.namespace,
-                partition,
-                self.process,
-                self._lease_ms,
-                channel.lease if channel else None,
-            )
-            if isinstance(got, HeldByOther):
-                if channel is not None:
-                    self._lose(partition, f"now held by {got.holder}")
-            elif channel is None or channel.lease.epoch != got.epoch:
-                self._gain(got)
-        await self.tail.add(self._channels)
-        await self._inbox.open(list(self._channels))
-        self.metrics.partitions.set(len(self._channels))
-        self._ready = True
+        await self._acting.look()
+        await self._acting.open_gained()
 
-    def _gain(self, lease: Lease) -> None:
-        writer = process_id(f"{self.name}-p{lease.partition}-e{lease.epoch}")
-        self._channels[lease.partition] = WorkerChannel(self.namespace, lease, writer)
-        self._touch(p for p in self.tail.state.processes if self._partition(p) == lease.partition)
+    @asynccontextmanager
+    async def borrowed(self, partitions: Sequence[int]) -> AsyncIterator[list[int]]:
+        """Acts for those of some partitions that no worker holds, for as long as this lasts.
 
-    def _lose(self, partition: int, why: str) -> None:
-        if self._channels.pop(partition, None) is not None:
-            log.warning("lease lost", partition=partition, why=why)
-            of = {p: self._partition(p) for p in self.tail.state.processes}
-            self.tail.drop([partition], of)
+        Yields:
+            Those that it got.
+        """
+        async with self._acting.borrowed(partitions):
+            yield self.partitions
 
     def _partition(self, process: str) -> int:
         return self.namespace.partition_of(process)
@@ -221,14 +226,16 @@ class Reconciler:
     def _seen(self, partition: int, at_ms: int, event: EventRow) -> None:
         """An event was folded."""
         process = event.holder or event.process
-        if self._ready:
+        if partition in self._acting.channels:
             self._lag_ms = max(0, self.now_ms() - at_ms)
             self.metrics.lag.set(self._lag_ms / 1000)
         if event.type != "cleanup_requested":
             self._touch([process])
         if event.order_id is not None and event.order_id in self._sent:
             step, outcome = self._sent[event.order_id]
-            if event.type in {"cleaned_up", "adopted", "cleanup_failed", "cleanup_refused"}:
+            # What went along with it carries the order's id, too, and is not its outcome.
+            mine = event.ref == step.ref and (event.attrs or {}).get("registry") == step.registry
+            if mine and event.type in _OUTCOMES:
                 del self._sent[event.order_id]
                 self._count(step, event, at_ms)
                 if not outcome.done():
@@ -239,7 +246,6 @@ class Reconciler:
         kind = step.ref.partition("/")[0] if step.registry is None else "index_entry"
         self.metrics.teardowns.labels(kind, step.sort, outcome).inc()
         if outcome == "done":
-            self._stuck.discard((step.process, step.target))
             if step.since_ms:
                 self.metrics.teardown_seconds.observe(max(0, at_ms - step.since_ms) / 1000)
         elif outcome == "failed":
@@ -247,6 +253,11 @@ class Reconciler:
                 "teardown failed",
                 ref=step.ref, process=step.process, order_id=event.order_id, reason=event.reason,
             )  # fmt: skip
+
+    def hear_of(self, processes: Iterable[str]) -> None:
+        """The inventories of these may have changed."""
+        self._news.update(processes)
+        self._touch(processes)
 
     def _touch(self, processes: Iterable[str]) -> None:
         self._changed.update(processes)
@@ -261,13 +272,10 @@ class Reconciler:
             except Unavailable:
                 await asyncio.sleep(0.2)
                 continue
-            if not notes and not self._channels:
-                await asyncio.sleep(0.2)
             news = {n.process for _, n in notes if n.process and n.kind == "inventory"}
-            self._news |= news
-            self._touch(news)
+            self.hear_of(news)
             for partition, note in notes:
-                if note.kind == "reconcile" and note.request is not None:
+                if note.kind in {"reconcile", "archive"} and note.request is not None:
                     task = asyncio.create_task(self._answer(partition, note))
                     self._requests.add(task)
                     task.add_done_callback(self._requests.discard)
@@ -276,15 +284,24 @@ class Reconciler:
         if note.deadline_ms and self.now_ms() > note.deadline_ms:
             return
         assert note.request is not None
+        # Not given back while it is worked on: whoever asked would wait in vain.
+        self._acting.busy[partition] += 1
         try:
-            result = await self.reconcile(
-                [note.process] if note.process else None,
-                dry_run=note.dry_run,
-                partition=partition,
-            )
-            payload: Any = result.as_dict()
+            if not await self._acting.acts_for(partition):
+                return
+            payload: Any
+            if note.kind == "archive":
+                payload = asdict(await self.housekeeping.keep(partition))
+            else:
+                chosen = [note.process] if note.process else None
+                result = await self.reconcile(chosen, dry_run=note.dry_run, partition=partition)
+                payload = result.as_dict()
+        except (Fenced, *Unavailable):
+            return  # Who asked sees that the lease changed hands, and asks again.
         except ReconcilerError as error:
             payload = {"error": str(error)}
+        finally:
+            self._acting.busy[partition] -= 1
         with contextlib.suppress(*Unavailable):
             await answer(self.namespace, partition, note.request, encode_message(payload))
 
@@ -301,50 +318,42 @@ class Reconciler:
             now = self.now_ms()
             changed, self._changed = self._changed, set()
             changed.update(process for process, due in self._due.items() if due <= now)
-            if not changed:
-                continue
-            try:
-                await self.run_pass(changed)
-            except (*Unavailable, SequenceGap) as error:
-                log.warning("pass put off: Redis is away, or forgot", error=str(error))
-                self._changed |= changed
-                await asyncio.sleep(0.2)
-            except Fenced as error:
-                log.warning("pass given up: the lease is gone", error=str(error))
-                self._changed |= changed
-                with contextlib.suppress(*Unavailable):
-                    await self.keep_leases()
+            for some in self._together(changed):
+                await self._try_pass(some)
             # Events of one burst belong in one pass.
             await asyncio.sleep(_PASS_SPACING)
 
     async def full_pass(self) -> None:
         """Looks at every process, whatever has or has not been heard of it."""
-        self._news.update(self.tail.state.processes)
-        self._touch(self.tail.state.processes)
+        self.hear_of(self.tail.state.processes)
 
-    async def _keep(self) -> None:
-        """Keeps the leases, and closes processes whose own lease has lapsed."""
+    def _together(self, processes: set[str]) -> list[set[str]]:
+        """What one pass looks at: everything; in a cluster, where one node may be away, a partition."""
+        if not self._store.is_cluster:
+            return [processes]
+        by_partition: dict[int, set[str]] = {}
+        for process in processes:
+            by_partition.setdefault(self._partition(process), set()).add(process)
+        return list(by_partition.values())
+
+    async def _try_pass(self, processes: set[str]) -> None:
+        try:
+            await self.run_pass(processes)
+        except (*Unavailable, SequenceGap) as error:
+            log.warning("pass put off: Redis is away, or forgot", error=str(error))
+            self._changed |= processes
+            asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._wake.set)
+        except Fenced as error:
+            # Whoever has that lease now looks at all of it; the other partitions are still ours.
+            log.warning("pass given up: the lease is gone", error=str(error))
+            self._touch(processes)
+
+    async def _keep_clock(self) -> None:
         while True:
             check_cancelled()
-            await asyncio.sleep(min(1.0, self._lease_ms / 3000))
-            try:
-                await self.close_lost()
-                await self.keep_leases()
-            except (*Unavailable, SequenceGap) as error:
-                log.warning("leases not renewed: Redis is away, or forgot", error=str(error))
-
-    async def close_lost(self) -> None:
-        """Closes, in the log, the processes whose lease has lapsed."""
-        for channel in list(self._channels.values()):
-            for process in await channel.lapsed_hosts():
-                reason = "its lease lapsed: the process was not heard of in time"
-                event = EventRow(
-                    "process_lost", f"process/{process}", "", 0, time.time(), process, reason=reason
-                )
-                with contextlib.suppress(Fenced):
-                    if await channel.close_lost(process, event):
-                        self.metrics.lost.inc()
-                        log.warning("process lost", process=process)
+            await asyncio.sleep(_CLOCK_SECONDS)
+            with contextlib.suppress(*Unavailable):
+                await self._set_clock()
 
     # --- a pass -----------------------------------------------------------------------------------
 
@@ -356,12 +365,12 @@ class Reconciler:
         """
         async with self._lock:
             began = time.perf_counter()
-            chosen = [p for p in processes if self._partition(p) in self._channels]
+            chosen = [p for p in processes if self._partition(p) in self._acting.channels]
             await self._refresh(chosen)
             drift, plan = self._look(chosen)
             await self._send(plan.due)
             self._plan_next(chosen, plan)
-            self._report_stuck(plan.waiting)
+            self._report_stuck(plan.stuck)
             self._count_drift(chosen, drift, plan)
             self.metrics.pass_seconds.observe(time.perf_counter() - began)
             return plan
@@ -378,13 +387,17 @@ class Reconciler:
                 continue
             self._news.discard(process)
             watch = self._watch(state)
-            change = await self.inventories.update(process)
+            try:
+                change = await self.inventories.update(process)
+            except BaseException:
+                self._news.add(process)
+                raise
             if change is not None:
                 watch.inventory_changed(change)
                 if change.summary.as_of > state.seq:
                     behind.add(self._partition(process))
         if behind:
-            await self.tail.catch_up(behind & set(self._channels))
+            await self.tail.catch_up(behind & set(self._acting.channels))
 
     def _watch(self, state: ProcessState) -> ProcessWatch:
         """The watch of a process; a new one is told the inventory as far as it is known."""
@@ -408,6 +421,14 @@ class Reconciler:
         self.watches.forget(process)
         self._due.pop(process, None)
         self.inventories.forget(process)
+
+    def _forget_all(self, processes: Iterable[str]) -> None:
+        """These are no longer ours to look at."""
+        gone = set(processes)
+        for process in gone:
+            self._forget(process)
+        for order_id in [id for id, (step, _) in self._sent.items() if step.process in gone]:
+            del self._sent[order_id]
 
     def _look(self, processes: Iterable[str]) -> tuple[Drift, Plan]:
         """What is to be done about some processes, at the cost of their drift."""
@@ -437,7 +458,7 @@ class Reconciler:
             pair = (_request(step, order), order)
             by_partition.setdefault(self._partition(step.process), []).append(pair)
         for partition, pairs in by_partition.items():
-            channel = self._channels.get(partition)
+            channel = self._acting.channels.get(partition)
             if channel is None:
                 raise Fenced(f"partition {partition} is no longer held by {self.process}")
             events = [event for event, _ in pairs]
@@ -445,7 +466,7 @@ class Reconciler:
             try:
                 await channel.write(events, away)
             except Fenced as error:
-                self._lose(partition, str(error))
+                self._acting.lose(partition, str(error))
                 raise
             for process, host in local.items():
                 if mine := [order for _, order in pairs if order.process == process]:
@@ -473,10 +494,18 @@ class Reconciler:
             else:
                 self._due.pop(name, None)
 
-    def _report_stuck(self, waiting: Iterable[Waiting]) -> None:
-        for one in waiting:
-            name = (one.item.process, f"{one.item.ref} {one.item.registry} {one.item.key}")
-            if one.stuck and name not in self._stuck:
+    def _report_stuck(self, stuck: Iterable[Waiting]) -> None:
+        """Says once of each what is stuck, and forgets what has gone since, whoever ended it."""
+        processes = self.tail.state.processes
+        self._stuck = {
+            (process, target)
+            for process, target in self._stuck
+            if process in processes and target in processes[process].attempts
+        }
+        for one in stuck:
+            item = one.item
+            name = (item.process, target_of(item.ref, item.registry, item.key))
+            if name not in self._stuck:
                 self._stuck.add(name)
                 log.error(
                     "teardown stuck: somebody should look",
@@ -513,7 +542,7 @@ class Reconciler:
                 )
         chosen = [
             p for p in (processes or alive)
-            if self._partition(p) in self._channels and partition in (None, self._partition(p))
+            if self._partition(p) in self._acting.channels and partition in (None, self._partition(p))
         ]  # fmt: skip
         result = Result(chosen)
         async with self._lock:
@@ -561,8 +590,7 @@ class Reconciler:
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end_tasks([task])
 
     async def _ask_report(self, processes: Sequence[str], result: Result) -> None:
         """Has each host look at its registries themselves, and waits for what they say."""
@@ -572,7 +600,7 @@ class Reconciler:
             order = Order(
                 f"r-{uuid.uuid4().hex[:12]}", process, Action.REPORT, f"process/{process}"
             )
-            channel = self._channels.get(self._partition(process))
+            channel = self._acting.channels.get(self._partition(process))
             if process in local:
                 local[process].execute([order])
                 asked[process] = order.id

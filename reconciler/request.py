@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reconciler.result import merge
 from store.channel import ask
-from store.errors import ReconcilerError, UnknownProcess
+from store.errors import NoAnswer, ReconcilerError, UnknownProcess
 from store.messages import Note
 from store.namespace import Namespace
 
 ANSWER_SECONDS = 120.0
+AGAIN_SECONDS = 0.1
 NO_ANSWER = (
     "the worker that holds the partition does not answer: see `agent-reconciler status`, "
     "restart the worker, or wait until its lease lapses and try again"
@@ -24,28 +27,28 @@ NO_ANSWER = (
 
 
 async def ask_workers(
-    namespace: Namespace,
-    processes: Sequence[str],
-    chosen: Sequence[str] | None,
-    dry_run: bool,
-) -> list[dict[str, Any] | None]:
-    """Asks the workers that hold the partitions of some processes; None for no answer."""
-    notes = {
-        (namespace.partition_of(p), p if chosen is not None else None): Note(
-            "reconcile", p if chosen is not None else None, dry_run=dry_run
-        )
-        for p in processes
-    }
+    namespace: Namespace, processes: Mapping[int, Sequence[str]], *, all_of_it: bool, dry_run: bool
+) -> dict[int, list[dict[str, Any]]]:
+    """Asks the workers that hold some partitions; those of which an answer is missing are left out."""
+    notes = [
+        (partition, Note("reconcile", process, dry_run=dry_run))
+        for partition, some in processes.items()
+        for process in ([None] if all_of_it else some)
+    ]
     replies = await asyncio.gather(
-        *(ask(namespace, partition, note, ANSWER_SECONDS) for (partition, _), note in notes.items())
+        *(ask(namespace, partition, note, ANSWER_SECONDS) for partition, note in notes)
     )
-    answers: list[dict[str, Any] | None] = []
-    for reply in replies:
-        answer = json.loads(reply) if reply is not None else None
-        if answer is not None and "error" in answer:
+    answers: dict[int, list[dict[str, Any]]] = {}
+    missing: set[int] = set()
+    for (partition, _), reply in zip(notes, replies, strict=True):
+        if reply is None:
+            missing.add(partition)
+            continue
+        answer = json.loads(reply)
+        if "error" in answer:
             raise ReconcilerError(answer["error"])
-        answers.append(answer)
-    return answers
+        answers.setdefault(partition, []).append(answer)
+    return {partition: some for partition, some in answers.items() if partition not in missing}
 
 
 async def live_hosts(namespace: Namespace) -> list[str]:
@@ -70,3 +73,35 @@ def choose(alive: Sequence[str], wanted: str, namespace: Namespace) -> list[str]
             f"alive: {known}"
         )
     return found
+
+
+async def reconcile_through_workers(
+    namespace: Namespace, processes: Sequence[str], *, all_of_them: bool, dry_run: bool
+) -> dict[str, Any]:
+    """Has the workers that hold the partitions of some processes reconcile them.
+
+    Args:
+        namespace: of the log.
+        processes: live ones.
+        all_of_them: they are all there are, so that whole partitions may be asked for.
+        dry_run: change nothing.
+
+    Raises:
+        ReconcilerError: a worker refused, or none answered.
+    """
+    left: dict[int, list[str]] = {}
+    for process in processes:
+        left.setdefault(namespace.partition_of(process), []).append(process)
+    parts: list[dict[str, Any]] = []
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while left:
+        # A partition that changes hands while its worker is asked is asked for again.
+        answers = await ask_workers(namespace, left, all_of_it=all_of_them, dry_run=dry_run)
+        for partition, some in answers.items():
+            parts += some
+            del left[partition]
+        if left:
+            if time.monotonic() > deadline:
+                raise NoAnswer(NO_ANSWER)
+            await asyncio.sleep(AGAIN_SECONDS)
+    return merge(parts)

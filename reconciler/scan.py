@@ -12,19 +12,15 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from reconciler.fleet import Progress
 from store.errors import BadMoment
 from store.event import EventRow
-from store.log import START, EventLog, id_key
+from store.log import EventLog
 from store.namespace import Namespace
+from store.position import START, id_key, key_id
 
 See = Callable[[str, EventRow], object]
 """(entry id, event) -> anything; called for each event, in the order of its partition."""
 
 END = 2**63
 """Larger than the counter in any entry id: `(ms, END)` is after all entries of that millisecond."""
-
-
-def entry_id(key: tuple[int, int]) -> str:
-    """The entry id of a value that `id_key` made."""
-    return f"{key[0]}-{key[1]}"
 
 
 async def scan(
@@ -57,15 +53,10 @@ async def scan(
 async def _rows(
     event_log: EventLog, partition: int, after: str, until: str, progress: Progress
 ) -> AsyncIterator[tuple[str, EventRow]]:
-    position = after
-    while True:
-        page = await event_log.page(partition, position, until=until)
+    async for page in event_log.pages(partition, after, until=until):
         progress(len(page.rows) + len(page.malformed))
         for name, row in page.rows:
             yield name, row
-        if page.position == position:
-            return
-        position = page.position
 
 
 async def check_entry(event_log: EventLog, key: tuple[int, int], what: str = "--at") -> None:
@@ -81,7 +72,7 @@ async def check_entry(event_log: EventLog, key: tuple[int, int], what: str = "--
     """
     if key[1] >= END:
         return
-    wanted = entry_id(key)
+    wanted = key_id(key)
     namespace = await event_log.namespace()
     before: list[str] = []
     after: list[str] = []

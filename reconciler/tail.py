@@ -1,21 +1,26 @@
-"""The tail: one reader of the log, which folds what it reads.
+"""The tail: one reader of the log, which folds what it reads, partition by partition.
 
-Whoever reads, the state is folded exactly once: an entry at or before the position of its partition
-is passed over. So the loop that waits for new entries and a pass that catches up at once can share
-one state.
+It begins with the newest snapshot of a partition that is whole, and goes on from there. Whoever reads,
+the state is folded exactly once: an entry at or before the position of its partition is passed over.
+So the loop that waits for new entries and a pass that catches up at once can share one state.
+
+Each partition has a state of its own, because snapshots are of partitions; `state` is all of them as
+one, and shares the processes with them. No process is in two partitions.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 import structlog
 
-from reconciler.fold import FleetState
+from reconciler.fold import ENDS, FleetState, ProcessState
+from reconciler.history import nearest_snapshot
 from reconciler.metrics import Metrics
 from store.event import EventRow
-from store.log import PAGE, START, EventLog, Page, id_key, parse_page
+from store.log import EventLog, Page, parse_page
+from store.position import id_key, ms_of
 
 log = structlog.get_logger("reconciler.tail")
 
@@ -23,8 +28,8 @@ Hook = Callable[[int, int, EventRow], None]
 """(partition, Redis time in ms, event) -> nothing; called for each event after it was folded."""
 
 
-Fold = Callable[[FleetState, EventRow, int], object]
-"""(state, event, Redis time in ms) -> anything; folds the event into the state."""
+Fold = Callable[[FleetState, EventRow, int], ProcessState | None]
+"""(state, event, Redis time in ms) -> its process; folds the event into the state."""
 
 
 class Tail:
@@ -32,63 +37,70 @@ class Tail:
 
     Attributes:
         state: the fold of everything read.
+        parts: the same, by partition.
         positions: partition -> id of the last entry folded.
+        begun: partition -> events in the snapshot that it began with, 0 without one.
     """
 
     def __init__(
         self, event_log: EventLog, metrics: Metrics, hook: Hook, fold: Fold = FleetState.apply
     ) -> None:
-        self._fold = fold
+        self._apply = fold
         self.state = FleetState()
+        self.parts: dict[int, FleetState] = {}
         self.positions: dict[int, str] = {}
+        self.begun: dict[int, int] = {}
         self._log = event_log
         self._metrics = metrics
         self._hook = hook
 
-    async def add(self, partitions: Iterable[int]) -> None:
-        """Follows these partitions too, from the beginning of the log to its present end."""
+    async def add(self, partitions: Iterable[int]) -> list[str]:
+        """Follows these partitions too, from snapshot and log, to the present end.
+
+        Returns:
+            The processes that are alive in those that are new.
+        """
         new = [p for p in partitions if p not in self.positions]
+        namespace = await self._log.namespace()
         for partition in new:
-            self.positions[partition] = START
+            part, position = await nearest_snapshot(namespace, partition)
+            if partition not in self.positions:
+                self.parts[partition], self.positions[partition] = part, position
+                self.begun[partition] = part.events
+                self.state.take(part)
         await self.catch_up(new)
+        if new:
+            self._log.interrupt()  # The wait that is going on does not know of them.
+        return [p for one in new if one in self.parts for p in self.parts[one].processes]
 
     async def catch_up(self, partitions: Iterable[int] | None = None) -> None:
         """Folds everything up to the present end."""
-        for partition in list(self.positions) if partitions is None else partitions:
-            while True:
-                page = await self._log.page(partition, self.positions[partition])
+        for partition in list(self.positions if partitions is None else partitions):
+            if partition not in self.positions:
+                continue
+            async for page in self._log.pages(partition, self.positions[partition]):
                 await self._absorb(page)
-                if len(page.rows) + len(page.malformed) < PAGE:
-                    break
-                await asyncio.sleep(0)  # A long history must not starve the lease.
 
     async def wait(self, *, block_ms: int) -> bool:
         """Waits for new entries and folds them; False when none came."""
-        if not self.positions:
-            await asyncio.sleep(block_ms / 1000)
-            return False
-        answer = await self._log.wait(dict(self.positions), block_ms=block_ms)
+        asked = dict(self.positions)
+        answer = await self._log.wait(asked, block_ms=block_ms)
         for partition, raw in answer:
-            if partition in self.positions:
-                await self._absorb(parse_page(partition, raw, self.positions[partition]))
+            await self._absorb(parse_page(partition, raw, asked[partition]))
         return bool(answer)
 
     async def _absorb(self, page: Page) -> None:
-        partition, metrics, state = page.partition, self._metrics, self.state
+        partition = page.partition
+        if partition not in self.positions:
+            return  # Given up while the page was read.
         position = id_key(self.positions[partition])
-        if id_key(page.position) <= position:
-            return
-        for entry_id, row in page.rows:
-            key = id_key(entry_id)
-            if key <= position:
-                continue
-            self._fold(state, row, key[0])
-            metrics.events.labels(row.type).inc()
-            self._hook(partition, key[0], row)
+        if id_key(page.position) <= position or id_key(page.after) > position:
+            return  # Folded already, or given up and taken again meanwhile.
+        self._fold(page, position)
         self.positions[partition] = page.position
         fresh = [item for item in page.malformed if id_key(item[0]) > position]
         if fresh:
-            metrics.quarantined.inc(len(fresh))
+            self._metrics.quarantined.inc(len(fresh))
             for entry_id, reason in fresh:
                 log.warning(
                     "entry quarantined: it is not an event; folding goes on",
@@ -96,11 +108,35 @@ class Tail:
                 )  # fmt: skip
             await self._log.quarantine(partition, fresh)
 
-    def drop(self, partitions: Iterable[int], process_partition: Mapping[str, int]) -> None:
+    def _fold(self, page: Page, position: tuple[int, int]) -> None:
+        """Folds what of a page is after a position, without a pause: the state is of one instant."""
+        part, everyone, metrics = self.parts[page.partition], self.state.processes, self._metrics
+        events, lost, stopped = part.events, part.lost, part.stopped
+        types: Counter[str] = Counter()
+        skip = id_key(page.after) < position
+        for entry_id, row in page.rows:
+            if skip and id_key(entry_id) <= position:
+                continue
+            at_ms = ms_of(entry_id)
+            process = self._apply(part, row, at_ms)
+            if process is not None:
+                if row.type in ENDS:
+                    everyone.pop(process.id, None)
+                elif process.id not in everyone:
+                    everyone[process.id] = process
+            types[row.type] += 1
+            self._hook(page.partition, at_ms, row)
+        for type, count in types.items():
+            metrics.events.labels(type).inc(count)
+        self.state.events += part.events - events
+        self.state.lost += part.lost - lost
+        self.state.stopped += part.stopped - stopped
+
+    def drop(self, partitions: Iterable[int]) -> None:
         """Gives partitions up: their processes leave the state."""
-        given_up = set(partitions)
-        for partition in given_up:
+        for partition in partitions:
             self.positions.pop(partition, None)
-        for name in list(self.state.processes):
-            if process_partition.get(name) in given_up:
-                del self.state.processes[name]
+            part = self.parts.pop(partition, None)
+            if part is not None:
+                self.state.leave(part)
+        self._log.interrupt()

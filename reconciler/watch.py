@@ -183,7 +183,7 @@ class ProcessWatch:
             tuple(
                 item
                 for ref in sorted(self._unknown)
-                if (item := untracked_item(self.process, ref, as_of)) is not None
+                if (item := untracked_item(self.process, ref, as_of, summary.findings)) is not None
             ),
         )
 
@@ -295,17 +295,17 @@ class Watches:
     def forget(self, process: str) -> None:
         self._of.pop(process, None)
 
-    def fold(self, state: FleetState, event: Event, at_ms: int) -> None:
-        """Folds an event and tells the watch of its process, if there is one."""
+    def fold(self, state: FleetState, event: Event, at_ms: int) -> ProcessState | None:
+        """Folds an event and tells the watch of its process, if there is one; see `FleetState.apply`."""
         name = event.holder or event.process
         watch = self._of.get(name)
         if watch is None or state.processes.get(name) is not watch.process:
-            state.apply(event, at_ms)
-            return
+            return state.apply(event, at_ms)
         before = watch.process.resources.get(event.ref)
         uses, owner = ((), None) if before is None else (before.uses, before.owned_by)
-        state.apply(event, at_ms)
+        process = state.apply(event, at_ms)
         if name in state.processes:
             watch.changed(event.ref, uses, owner, was_alive=before is not None)
         else:
             del self._of[name]
+        return process

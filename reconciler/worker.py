@@ -14,9 +14,9 @@ import signal
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-from reconciler.http import serve
 from reconciler.policy import Policy
 from reconciler.reconciler import Reconciler
+from reconciler.web import Access, serve
 from store.connection import Unavailable, connect
 from store.namespace import Namespace
 
@@ -24,6 +24,8 @@ log = structlog.get_logger("reconciler.worker")
 
 HEARTBEAT_SECONDS = 2.0
 WORKER_FORGOTTEN_SECONDS = 60.0
+SNAPSHOT_CHECK_SECONDS = 5.0
+ARCHIVE_SECONDS = 300.0
 
 
 async def run_worker(
@@ -31,10 +33,12 @@ async def run_worker(
     *,
     namespace: str,
     policy: Policy,
-    http: str | None = None,
+    http: Access | None = None,
     full_pass_seconds: float = 30.0,
     lease_seconds: float = 10.0,
+    archive_seconds: float = ARCHIVE_SECONDS,
     name: str = "worker",
+    partitions: int | None = None,
 ) -> None:
     """Runs a worker until SIGTERM or SIGINT.
 
@@ -42,10 +46,13 @@ async def run_worker(
         url: of Redis.
         namespace: of the log.
         policy: what is desired; it is recorded in the namespace for the other commands.
-        http: `host:port` to listen on; None does not listen.
+        http: where to listen, and for whom; None does not listen.
         full_pass_seconds: how often every process is looked at although nothing was heard.
-        lease_seconds: how long a partition stays with a worker that is not heard of.
+        lease_seconds: after so long at the latest others act for what this one held, when it is not
+            heard of any more.
+        archive_seconds: how often what is older than it is kept is archived and trimmed.
         name: of the worker, as it stands in the log.
+        partitions: how many the namespace must have; None takes what is recorded, or the default.
 
     Raises:
         ReconcilerError: it cannot run; the message says why and what to do.
@@ -56,7 +63,12 @@ async def run_worker(
         loop.add_signal_handler(number, stop.set)
     async with connect(url) as store:
         reconciler = Reconciler(
-            store, namespace=namespace, policy=policy, name=name, lease_seconds=lease_seconds
+            store,
+            namespace=namespace,
+            policy=policy,
+            name=name,
+            lease_seconds=lease_seconds,
+            partitions=partitions,
         )
         await reconciler.open()
         space = reconciler.namespace
@@ -65,6 +77,9 @@ async def run_worker(
         schedule = AsyncIOScheduler(timezone="UTC")
         schedule.add_job(reconciler.full_pass, "interval", seconds=full_pass_seconds)
         schedule.add_job(_beat, "interval", seconds=HEARTBEAT_SECONDS, args=[space, reconciler])
+        keeping = reconciler.housekeeping
+        schedule.add_job(keeping.snapshots, "interval", seconds=SNAPSHOT_CHECK_SECONDS)
+        schedule.add_job(keeping.archive, "interval", seconds=archive_seconds)
         schedule.start()
         log.info(
             "worker started",

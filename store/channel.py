@@ -19,7 +19,7 @@ from store.connection import BLOCK_MS, Unavailable
 from store.errors import MalformedEntry, SequenceGap
 from store.event import NO_DIGEST, EventRow, encode
 from store.lease import Lease
-from store.log import START, read_streams
+from store.log import START
 from store.messages import (
     BUCKETS,
     Inventory,
@@ -34,6 +34,9 @@ from store.messages import (
     encode_message,
 )
 from store.namespace import Namespace
+from store.streams import Streams, read_streams
+
+_ASK_SECONDS = 0.5
 
 
 class HostChannel:
@@ -253,9 +256,7 @@ class WorkerChannel:
 
     async def lapsed_hosts(self) -> list[str]:
         """Host processes of this partition whose lease has lapsed."""
-        now = await self._namespace.store.now_ms()
-        found = await self._namespace.store.redis.zrangebyscore(self._keys.hosts, "-inf", now)
-        return [process.decode() for process in found]
+        return (await lapsed_hosts(self._namespace, [self.lease.partition]))[self.lease.partition]
 
     async def close_lost(self, process: str, event: EventRow) -> bool:
         """Declares a process lost and fences it; False when it has come back meanwhile.
@@ -283,15 +284,30 @@ class WorkerChannel:
         return bool(written)
 
 
+async def lapsed_hosts(namespace: Namespace, partitions: Sequence[int]) -> dict[int, list[str]]:
+    """Host processes whose lease has lapsed, by partition; a node that is away is left out."""
+    calls: list[tuple[list[str], list[str]]] = [
+        ([namespace.keys.partition(p).hosts], []) for p in partitions
+    ]
+    answers = await namespace.store.scripts("hosts_lapsed", calls)
+    return {
+        partition: [process.decode() for process in answer]
+        for partition, answer in zip(partitions, answers, strict=True)
+        if not isinstance(answer, Exception)
+    }
+
+
 class Inbox:
     """Reads the notes of some partitions."""
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
         self._positions: dict[int, str] = {}
+        self._streams = Streams(namespace.store)
 
     async def open(self, partitions: Sequence[int]) -> None:
         """Begins at the present end of these partitions; others are given up."""
+        before = set(self._positions)
         for partition in partitions:
             if partition not in self._positions:
                 key = self._namespace.keys.partition(partition).inbox
@@ -299,18 +315,20 @@ class Inbox:
                 self._positions[partition] = last[0][0].decode() if last else START
         for partition in set(self._positions) - set(partitions):
             del self._positions[partition]
+        if before != set(self._positions):
+            self._streams.interrupt()
 
     async def wait(self, *, block_ms: int = BLOCK_MS) -> list[tuple[int, Note]]:
         """Waits for notes: (partition, note). What is malformed is passed over."""
         keys = {self._namespace.keys.partition(p).inbox: p for p in self._positions}
-        if not keys:
-            return []
-        answer = await read_streams(
-            self._namespace.store, {key: self._positions[p] for key, p in keys.items()}, block_ms
+        answer = await self._streams.read(
+            {key: self._positions[p] for key, p in keys.items()}, block_ms
         )
         notes = []
         for key, raw in answer:
-            partition = keys[key.decode()]
+            partition = keys.get(key.decode(), -1)
+            if partition not in self._positions:
+                continue
             for entry_id, fields in raw:
                 self._positions[partition] = entry_id.decode()
                 try:
@@ -321,26 +339,32 @@ class Inbox:
 
 
 async def ask(namespace: Namespace, partition: int, note: Note, timeout: float) -> bytes | None:
-    """Puts a request into a partition's inbox and waits for the answer; None when none came.
+    """Puts a request into a partition's inbox and waits for the answer of the worker that acts for it.
 
     Args:
         namespace: where.
         partition: whose worker is asked.
         note: the request; its `request` is filled in here.
         timeout: seconds to wait.
+
+    Returns:
+        The answer; None when none came, or when the partition changed hands meanwhile.
     """
     keys = namespace.keys.partition(partition)
     request = uuid.uuid4().hex
+    redis = namespace.store.redis
+    asked = await redis.get(keys.lease)
     now = await namespace.store.now_ms()
     filled = msgspec.structs.replace(note, request=request, deadline_ms=now + int(timeout * 1000))
-    redis = namespace.store.redis
     await redis.xadd(keys.inbox, {"m": encode_message(filled)}, maxlen=10000)
     waited = 0.0
     while waited < timeout:
-        step = min(BLOCK_MS / 1000, timeout - waited)
+        step = min(_ASK_SECONDS, timeout - waited)
         answer = await redis.blpop([keys.reply(request)], timeout=step)
         if answer:
             return bytes(answer[1])
+        if await redis.get(keys.lease) != asked:
+            return None
         waited += step
     return None
 
@@ -348,7 +372,8 @@ async def ask(namespace: Namespace, partition: int, note: Note, timeout: float) 
 async def answer(namespace: Namespace, partition: int, request: str, payload: bytes) -> None:
     """Answers a request; the answer is kept for a minute."""
     key = namespace.keys.partition(partition).reply(request)
-    async with namespace.store.redis.pipeline(transaction=True) as pipe:
+    # Not a transaction: a cluster has none over its connections, and who asks needs only the first.
+    async with namespace.store.redis.pipeline(transaction=False) as pipe:
         pipe.rpush(key, payload)
         pipe.pexpire(key, 60_000)
         await pipe.execute()

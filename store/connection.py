@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Generator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Generator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha1
 from pathlib import Path
@@ -16,16 +16,19 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    ClusterError,
     NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import (
     ConnectionError as RedisConnectionError,
@@ -35,19 +38,36 @@ from redis.exceptions import (
 )
 
 from store import scripts
+from store.client import PLAIN, SCHEMES, SENTINEL, close_client, is_cluster, make_client
 from store.embedded import EmbeddedServer
-from store.errors import BadAddress, Fenced, RedisUnavailable, SequenceGap
+from store.errors import BadAddress, Fenced, RedisBusy, RedisUnavailable, SequenceGap
+from store.server_check import objection
 
-OLDEST_SERVER = (6, 2)
 BLOCK_MS = 2000
 """How long a blocking read waits at most, in ms; below the socket's time limit."""
-_SOCKET_TIMEOUT = 10.0
+_AT_ONCE = 64
+"""Commands on their way to a cluster side by side, at most."""
 
-_AWAY = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OSError)
+Unavailable = (
+    RedisConnectionError,
+    RedisTimeoutError,
+    BusyLoadingError,
+    ClusterError,
+    RedisClusterException,
+    TryAgainError,
+    ReadOnlyError,
+    OutOfMemoryError,
+    RedisBusy,
+    OSError,
+)
+"""What is raised while Redis is away, fails over, or cannot take a write for now. Whoever sees one of
+these may try again later."""
 
-Unavailable = (RedisError, OSError)
-"""What a client raises while Redis is away, or refuses to work for now: a failover (READONLY), no
-memory (OOM), a full disk (MISCONF). Whoever sees one of these may try again later."""
+# How Redis begins the refusal of what it may well do later. A script passes it on within its own
+# message, so that redis-py does not know it again.
+_FOR_NOW = re.compile(
+    r"\b(READONLY|OOM|MISCONF|NOREPLICAS|CLUSTERDOWN|MASTERDOWN|TRYAGAIN|LOADING|UNBLOCKED|NOTREADY)\b"
+)
 
 
 def check_cancelled() -> None:
@@ -61,7 +81,20 @@ def check_cancelled() -> None:
         raise asyncio.CancelledError
 
 
-_SCHEMES = "redis://, rediss://, unix:// or embedded://PATH"
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancels tasks and waits until they have ended.
+
+    It asks again when a task goes on: its cancellation can have been swallowed, see
+    `check_cancelled`.
+    """
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=1.0)
+
+
+_SCHEMES = "redis://, rediss://, unix://, redis+cluster://, redis+sentinel:// or embedded://PATH"
 
 
 def shown(url: str) -> str:
@@ -69,11 +102,7 @@ def shown(url: str) -> str:
     if url.startswith("embedded://"):
         return url
     hidden = re.sub(r"(://[^:@/?#]*:).*@", r"\1***@", url, count=1)
-    return re.sub(r"([?&]password=)[^&]*", r"\1***", hidden)
-
-
-def _raw(reply: Any, **_: Any) -> Any:
-    return reply
+    return re.sub(r"([?&](?:sentinel_)?password=)[^&]*", r"\1***", hidden)
 
 
 class Store:
@@ -82,6 +111,7 @@ class Store:
     Attributes:
         url: the address, without a password.
         redis: the client; replies are bytes, and stream entries are not parsed.
+        reading: reads that wait (see `store.streams`); they end with the store.
     """
 
     def __init__(self, url: str) -> None:
@@ -89,6 +119,12 @@ class Store:
         self._address = url
         self._embedded: EmbeddedServer | None = None
         self._redis: Any = None
+        self.reading: set[asyncio.Task[Any]] = set()
+
+    @property
+    def is_cluster(self) -> bool:
+        """It is a cluster: keys with different hash tags cannot be asked for in one call."""
+        return is_cluster(self._redis)
 
     @property
     def redis(self) -> Any:  # redis-py types every reply as bytes or str; here it is always bytes
@@ -106,7 +142,8 @@ class Store:
 
         Raises:
             BadAddress: the URL cannot be used.
-            RedisUnavailable: nothing answers there, or the server is too old.
+            RedisUnavailable: nothing answers there, or the server cannot hold a log: it is too old, a
+                replica, out of memory, or would evict.
         """
         if self._redis is not None:
             return self
@@ -119,28 +156,16 @@ class Store:
             self._embedded = EmbeddedServer(Path(rest))
             await self._embedded.start()
             address = f"unix://{self._embedded.socket}"
-        elif scheme in {"redis", "rediss", "unix"}:
+        elif scheme in SCHEMES:
             address = self._address
         else:
             raise BadAddress(f"{self.url!r} has an unknown scheme: write {_SCHEMES}")
         try:
-            self._redis = Redis.from_url(
-                address,
-                socket_timeout=_SOCKET_TIMEOUT,
-                socket_connect_timeout=5,
-                health_check_interval=30,
-                retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), 3),
-                client_name="agent-reconciler",
-                protocol=2,
-            )
+            self._redis = make_client(address)
         except ValueError as error:
             # The error may quote a part of the address, and the password with it.
             cause = str(error) if self.url == self._address else "it cannot be parsed"
             raise BadAddress(f"{self.url!r} is not a Redis address: {cause}") from None
-        # Raw replies of the stream reads, [id, [field, value, …]]: redis-py would build a dict for
-        # every entry, which costs as much as reading it.
-        for command in ("XRANGE", "XREVRANGE", "XREAD"):
-            self._redis.set_response_callback(command, _raw)
         try:
             await self._check()
         except BaseException:
@@ -150,24 +175,56 @@ class Store:
 
     async def _check(self) -> None:
         try:
-            info = await self.redis.info("server")
+            infos = await self._infos()
         except (AuthenticationError, AuthorizationError) as error:
             raise RedisUnavailable(
                 f"Redis at {self.url} refused the login ({error}): give user and password in the "
                 "URL, redis://user:password@host:port"
             ) from None
-        except _AWAY as error:
+        except MasterNotFoundError as error:
+            raise RedisUnavailable(
+                f"the sentinels at {self.url} name no master ({_cause(error)}): see "
+                "`redis-cli -p 26379 SENTINEL masters` for its name and state"
+            ) from None
+        except RedisClusterException as error:
+            if "not enabled" in str(error):
+                raise RedisUnavailable(
+                    f"{self.url} is not a cluster: write redis://host:port instead"
+                ) from None
+            if re.search("NOAUTH|WRONGPASS|AUTH", str(error)):
+                raise RedisUnavailable(
+                    f"the cluster at {self.url} refused the login: give user and password in the "
+                    "URL, redis+cluster://user:password@host:port"
+                ) from None
+            raise RedisUnavailable(self._nobody_there(error)) from None
+        except Unavailable as error:
             raise RedisUnavailable(self._nobody_there(error)) from None
         except RedisError as error:
             raise RedisUnavailable(f"{self.url} does not answer like Redis: {error}") from None
-        version = str(info.get("redis_version", "0"))
-        numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
-        if numbers < OLDEST_SERVER:
-            raise RedisUnavailable(
-                f"Redis at {self.url} is version {version}: 6.2 or newer is needed"
-            )
+        for node, info in infos.items():
+            at = f"{node} of {self.url}" if self.is_cluster else self.url
+            if (message := objection(info, at, cluster=self.is_cluster)) is not None:
+                raise RedisUnavailable(message)
+
+    async def _infos(self) -> dict[str, dict[str, Any]]:
+        """What each server that is written to says of itself, by its address."""
+        if not self.is_cluster:
+            return {self.url: await self.redis.info()}
+        await self.redis.initialize()
+        nodes = self.redis.get_primaries()
+        answers = await asyncio.gather(
+            *(self.redis.execute_command("INFO", target_nodes=node) for node in nodes)
+        )
+        return {node.name: info for node, info in zip(nodes, answers, strict=True)}
 
     def _nobody_there(self, error: BaseException) -> str:
+        scheme = self._address.partition("://")[0]
+        if scheme not in PLAIN and scheme != "embedded":
+            what = "sentinel" if scheme in SENTINEL else "cluster"
+            return (
+                f"no {what} answers at {self.url} ({_cause(error)}): see whether its nodes run, with "
+                f"`redis-cli -p <port> {'SENTINEL masters' if what == 'sentinel' else 'CLUSTER NODES'}`"
+            )
         parts = urlsplit(self._address)
         if parts.scheme == "unix":
             start = f"redis-server --port 0 --unixsocket {parts.path} --appendonly yes"
@@ -180,9 +237,12 @@ class Store:
 
     async def close(self) -> None:
         """Closes the connections, and stops an embedded server that this handle owns."""
+        for read in self.reading:
+            read.cancel()
+        await asyncio.gather(*self.reading, return_exceptions=True)
         redis, self._redis = self._redis, None
         if redis is not None:
-            await redis.aclose()
+            await close_client(redis)
         embedded, self._embedded = self._embedded, None
         if embedded is not None:
             embedded.stop()
@@ -193,28 +253,102 @@ class Store:
         Raises:
             Fenced: the script found that the caller may no longer write.
             SequenceGap: the batch starts beyond the next sequence number.
+            RedisBusy: Redis cannot take a write for now: a failover, a full memory, a full disk.
             redis.exceptions.RedisError: Redis is away, or refused the command.
         """
         text = scripts.source(name)
-        sha = sha1(text.encode(), usedforsecurity=False).hexdigest()
         try:
             try:
-                return await self.redis.evalsha(sha, len(keys), *keys, *args)
+                return await self.redis.evalsha(_sha(text), len(keys), *keys, *args)
             except NoScriptError:
                 return await self.redis.eval(text, len(keys), *keys, *args)
         except ResponseError as error:
-            message = str(error)
-            if message.startswith("FENCED"):
-                raise Fenced(f"{name} refused: {args[0]!s} may no longer write") from None
-            if message.startswith("SEQGAP"):
-                # A worker's writes name the lease first, then writer and seq as an append does.
-                writer, first = args[:2] if name == "append" else args[1:3]
-                raise SequenceGap(str(writer), int(first), int(message.split()[1])) from None
-            raise
+            told = self._told(name, args, error)
+            if told is error:
+                raise
+            if isinstance(told, RedisBusy):
+                await self._look_for_the_master()
+            raise told from None
+
+    async def scripts(
+        self, name: str, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]
+    ) -> list[Any]:
+        """Runs one script many times, at the cost of one round trip; see `script`.
+
+        Each answer may be an exception of those that `script` raises.
+        """
+        text = scripts.source(name)
+        sha = _sha(text)
+        answers = await self.batch(
+            [("EVALSHA", sha, len(keys), *keys, *args) for keys, args in calls]
+        )
+        for number, (keys, args) in enumerate(calls):
+            if isinstance(answers[number], NoScriptError):
+                answers[number] = await _outcome(self.script(name, keys, args))
+            elif isinstance(answers[number], ResponseError):
+                answers[number] = self._told(name, args, answers[number])
+        return answers
+
+    async def batch(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Sends commands together, each for itself; an answer may be an exception.
+
+        In a cluster they go side by side, so that a node that is away takes only its own with it.
+
+        Raises:
+            Unavailable: Redis is away; not in a cluster.
+        """
+        if not self.is_cluster:
+            pipe = self.redis.pipeline(transaction=False)
+            for command in commands:
+                pipe.execute_command(*command)
+            answers: list[Any] = await pipe.execute(raise_on_error=False)
+            return answers
+        gate = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(command: Sequence[Any]) -> Any:
+            async with gate:
+                return await _outcome(self.redis.execute_command(*command))
+
+        return list(await asyncio.gather(*map(one, commands)))
+
+    def _told(self, name: str, args: Sequence[Any], error: ResponseError) -> Exception:
+        """What the refusal of a script means; the error itself when it means nothing of ours."""
+        message = str(error)
+        if message.startswith("FENCED"):
+            return Fenced(f"{name} refused: {args[0]!s} may no longer write")
+        if message.startswith("SEQGAP"):
+            # A worker's writes name the lease first, then writer and seq as an append does.
+            writer, first = args[:2] if name == "append" else args[1:3]
+            return SequenceGap(str(writer), int(first), int(message.split()[1]))
+        if isinstance(error, Unavailable):
+            return error
+        if (found := _FOR_NOW.search(message)) is not None:
+            return RedisBusy(
+                f"Redis at {self.url} cannot take {name} for now ({found[1]}): "
+                f"{_ADVICE.get(found[1], 'it fails over')}; trying again is safe"
+            )
+        return error
+
+    async def _look_for_the_master(self) -> None:
+        # A connection to a master that became a replica would be used for ever: its refusal, within a
+        # script, is not known to redis-py. Idle connections ask the sentinels anew when they reconnect.
+        pool = getattr(self.redis, "connection_pool", None)
+        if pool is not None and hasattr(pool, "sentinel_manager"):
+            await pool.disconnect(inuse_connections=False)
 
     async def now_ms(self) -> int:
-        """The time of Redis, in ms since 1970: the clock of every decision."""
-        seconds, micros = await self.redis.time()
+        """The time of Redis, in ms since 1970: the clock of every decision.
+
+        In a cluster each node has a clock; this is that of whoever has slot 0. What must be exact, the
+        end of a lease, is decided by scripts on the node that holds it.
+        """
+        options = (
+            {"target_nodes": self.redis.nodes_manager.get_node_from_slot(0)}
+            if self.is_cluster
+            else {}
+        )
+        answer = await self.redis.execute_command("TIME", **options)
+        seconds, micros = next(iter(answer.values())) if isinstance(answer, dict) else answer
         return int(seconds) * 1000 + int(micros) // 1000
 
     def __await__(self) -> Generator[Any, None, Store]:
@@ -230,6 +364,26 @@ class Store:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+_ADVICE = {
+    "OOM": "its memory is full, raise maxmemory",
+    "MISCONF": "it cannot write to its disk, see its log",
+    "NOREPLICAS": "too few replicas are connected",
+    "READONLY": "it is a replica now",
+}
+
+
+def _sha(text: str) -> str:
+    return sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+async def _outcome(work: Awaitable[Any]) -> Any:
+    """The result, or the exception as a value."""
+    try:
+        return await work
+    except Exception as error:
+        return error
 
 
 def _cause(error: BaseException) -> str:
@@ -252,7 +406,10 @@ def connect(url: str) -> Store:
     """An address becomes a store: `store = await connect(url)`, or `async with connect(url) as store`.
 
     Args:
-        url: `redis://[user:password@]host[:port][/db]`, `rediss://…` (TLS), `unix://PATH`, or
+        url: `redis://[user:password@]host[:port][/db]`, `rediss://…` (TLS), `unix://PATH`,
+            `redis+cluster://[user:password@]host:port[,host:port…]`,
+            `redis+sentinel://[user:password@]host:port[,host:port…]/master-name[/db]`
+            (`?sentinel_password=…` for the sentinels themselves), or
             `embedded://PATH`: a redis-server that is started in that folder if none runs there,
             lives as long as the process that started it, and keeps its data.
 

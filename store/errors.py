@@ -19,6 +19,10 @@ class RedisUnavailable(ReconcilerError):
     """No Redis answers at the address, or it cannot do what the log needs."""
 
 
+class RedisBusy(RedisUnavailable):
+    """Redis is there and cannot take a write for now: a failover, a full memory, a full disk."""
+
+
 class NamespaceError(ReconcilerError):
     """The namespace does not fit: a bad name, a newer schema, another number of partitions."""
 
@@ -58,6 +62,18 @@ class BadMoment(ReconcilerError):
     """A time, an entry id or a resource that cannot be looked up."""
 
 
+class ArchiveError(ReconcilerError):
+    """The archive cannot be written or read, or what was read is not what was written."""
+
+
+class HistoryDropped(ReconcilerError):
+    """A moment that lies in a part of the log which was dropped, because the archive was off."""
+
+
+class NoAnswer(ReconcilerError):
+    """The worker that was asked to reconcile did not answer in time."""
+
+
 class NotAlive(ReconcilerError):
     """A resource that was to be used is not alive in this process, or is being torn down."""
 
@@ -68,3 +84,7 @@ class NotJson(ReconcilerError, ValueError):
 
 class TooLarge(ReconcilerError, ValueError):
     """Something that was to be stored is larger than the limit that was set."""
+
+
+class LimitReached(ReconcilerError):
+    """Something new would exceed a limit, and nothing can make room: all that is there is in use."""

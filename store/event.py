@@ -134,8 +134,10 @@ def is_ref(ref: str) -> bool:
     return True
 
 
-class EventRow(msgspec.Struct, frozen=True, omit_defaults=True):
+class EventRow(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The event as the hot paths carry it. Same attributes as `LifecycleEvent`; see there.
+
+    It cannot be part of a cycle, so the garbage collector does not follow it.
 
     `digest` stands last, so that the encoder writes it last.
     """
@@ -239,7 +241,7 @@ def decode_row(payload: bytes) -> EventRow:
         raise MalformedEntry(str(error)) from None
     if row.type not in EVENT_TYPES and row.schema_version <= SCHEMA:
         raise MalformedEntry(f"unknown event type {row.type[:40]!r}")
-    if row.seq < 1 or "/" not in row.ref or not row.process:
+    if not 0 < row.seq < 2**63 or "/" not in row.ref or not row.process:
         raise MalformedEntry("seq, ref or process is out of range")
     return row
 

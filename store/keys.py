@@ -86,6 +86,16 @@ class PartitionKeys:
         """Hash: id of a malformed log entry -> why it is not an event."""
         return self._key("quarantine")
 
+    @property
+    def snapshots(self) -> str:
+        """Hash: id of the last entry folded -> the fold up to it; the last few."""
+        return self._key("snapshots")
+
+    @property
+    def history(self) -> str:
+        """Hash: `archived`, `trimmed`, `dropped` (entry ids), `trimmed_entries`, `segment` (the last)."""
+        return self._key("history")
+
     def inventory(self, process: str) -> str:
         """Hash: `summary` and one field per bucket of what a process holds."""
         return self._key(f"inventory:{process}")
@@ -120,7 +130,7 @@ class Keys:
 
     @property
     def meta(self) -> str:
-        """Hash: `schema`, `partitions`, `created_at`."""
+        """Hash: `schema`, `partitions`, `created_at`, and `retention` once it was set."""
         return self._key("meta")
 
     @property
@@ -132,6 +142,11 @@ class Keys:
     def workers(self) -> str:
         """Hash: worker id -> its heartbeat, as JSON."""
         return self._key("workers")
+
+    @property
+    def members(self) -> str:
+        """Sorted set: worker that takes part in sharing -> when it counts as gone, ms of Redis time."""
+        return self._key("members")
 
     def partition(self, number: int) -> PartitionKeys:
         return PartitionKeys(self.namespace, number)
@@ -174,6 +189,10 @@ class AppSessionKeys:
 
     def session(self, user: str, session: str) -> SessionKeys:
         return SessionKeys(self, user, f"{key_part(user)}/{key_part(session)}")
+
+    def recovery(self, user: str, session: str) -> str:
+        """String with a time to live: the recovery record of a session, packed."""
+        return f"{self.tag}:recovery:{key_part(user)}/{key_part(session)}"
 
     def member(self, member: str) -> str:
         """The hash of a session, from its name in `sessions`; see `SessionKeys.session`."""

@@ -2,12 +2,14 @@
 
 One stream per partition; all events of a process are in one partition, so they are in order. The
 append is idempotent on (process, seq): a client that lost the reply sends the same batch again and
-nothing is doubled. A malformed entry never stops a reader: it is reported, set aside in the
+nothing is doubled. What was trimmed from a stream is read from the archive, and nobody who reads sees
+the difference. A malformed entry never stops a reader: it is reported, set aside in the
 quarantine hash with the reason, and the raw entry stays where it is.
 """
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,13 +26,15 @@ from store.event import (
     encode,
 )
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
+from store.past import Past
+from store.position import START, RawEntry, highest, id_key, key_id
+from store.streams import Streams
 
 PAGE = 1000
 """Entries read in one round trip."""
-START = "0-0"
-"""The position before the first entry."""
 
-RawEntry = tuple[bytes, list[bytes] | None]
+
+__all__ = ["PAGE", "START", "Appended", "EventLog", "Page", "RawEntry", "id_key", "parse_page"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,25 +56,31 @@ class Page:
 
     Attributes:
         partition: which.
+        after: the position that it begins after.
         position: id of the last entry read; read on from there.
         rows: (entry id, event), in order.
         malformed: (entry id, why), of entries that are not events.
+        end: there was nothing after it when it was read.
     """
 
     partition: int
+    after: str
     position: str
     rows: list[tuple[str, EventRow]] = field(default_factory=list)
     malformed: list[tuple[str, str]] = field(default_factory=list)
+    end: bool = False
 
 
-def parse_page(partition: int, raw: Sequence[RawEntry], position: str) -> Page:
+def parse_page(partition: int, raw: Sequence[RawEntry], after: str) -> Page:
     """Decodes what XRANGE or XREAD answered (list of [id, [field, value, …]])."""
-    page = Page(partition, position)
+    page = Page(partition, after, after)
     rows = page.rows
     for entry_id, fields in raw:
         name = entry_id.decode()
         try:
-            rows.append((name, decode_row(_payload(fields))))
+            if fields is None or len(fields) != 2 or fields[0] != b"e":
+                raise MalformedEntry(_NOT_ONE_FIELD)
+            rows.append((name, decode_row(fields[1])))
         except MalformedEntry as error:
             page.malformed.append((name, str(error)))
     if raw:
@@ -78,20 +88,13 @@ def parse_page(partition: int, raw: Sequence[RawEntry], position: str) -> Page:
     return page
 
 
+_NOT_ONE_FIELD = "the entry has no field e, or more than that"
+
+
 def _payload(fields: Sequence[bytes] | None) -> bytes:
     if not fields or len(fields) != 2 or fields[0] != b"e":
-        raise MalformedEntry("the entry has no field e, or more than that")
+        raise MalformedEntry(_NOT_ONE_FIELD)
     return fields[1]
-
-
-def id_key(entry_id: str) -> tuple[int, int]:
-    """An entry id as a value that sorts as Redis sorts it.
-
-    Raises:
-        ValueError: it is not an entry id.
-    """
-    ms, _, n = entry_id.partition("-")
-    return int(ms), int(n or 0)
 
 
 class EventLog:
@@ -118,6 +121,8 @@ class EventLog:
         self._name = namespace if isinstance(namespace, str) else namespace.name
         self._wanted = partitions
         self._digests: dict[str, tuple[int, str]] = {}
+        self._streams = Streams(store)
+        self._trimmed: Past | None = None
 
     async def namespace(self) -> Namespace:
         """The opened namespace.
@@ -192,31 +197,94 @@ class EventLog:
 
     async def _backwards(self, partition: int) -> AsyncIterator[RawEntry]:
         end = "+"
-        while raw := await self._xrange(partition, "-", end, PAGE, reverse=True):
+        while raw := await self._before(partition, end, PAGE):
             for entry in raw:
                 yield entry
             end = "(" + raw[-1][0].decode()
 
     # --- read -----------------------------------------------------------------------------------
 
-    async def _xrange(
-        self, partition: int, low: str, high: str, count: int, *, reverse: bool = False
-    ) -> list[RawEntry]:
-        key = (await self.namespace()).keys.partition(partition).log
-        command = ("XREVRANGE", key, high, low) if reverse else ("XRANGE", key, low, high)
-        answer: list[RawEntry] = await self._store.redis.execute_command(*command, "COUNT", count)
-        return answer
+    async def _past(self) -> Past:
+        if self._trimmed is None:
+            self._trimmed = Past(await self.namespace())
+        return self._trimmed
+
+    async def _after(self, partition: int, after: str, until: str, count: int) -> list[RawEntry]:
+        """Entries after a position, from the archive where they are no longer in the stream.
+
+        A trim may happen while somebody reads. The entry at the position is asked for too: where it
+        still is in the stream, all that follows it is.
+        """
+        past = self._trimmed or await self._past()
+        raw: list[RawEntry] = []
+        position = id_key(after)
+        if past.trimmed(partition) <= position:
+            key = past.keys(partition).log
+            raw = await self._store.redis.execute_command(
+                "XRANGE", key, after, until, "COUNT", count + 1
+            )
+            if raw and raw[0][0] == after.encode():
+                return raw[1:]
+            trimmed = id_key((await past.look(partition)).trimmed)
+            if trimmed <= position:
+                return raw[:count]
+        archived = await past.forward(partition, after, until, count)
+        if archived or (raw and id_key(raw[0][0].decode()) > past.trimmed(partition)):
+            return archived or raw[:count]
+        # Nothing of the past is left to read: on with the stream, from where it begins now.
+        beginning = max(position, past.trimmed(partition))
+        if highest(until) <= beginning:
+            return []
+        return await self._after(partition, key_id(beginning), until, count)
+
+    async def _before(self, partition: int, until: str, count: int) -> list[RawEntry]:
+        """Entries up to a position, latest first; from the archive once the stream has no more."""
+        past = self._trimmed or await self._past()
+        key = past.keys(partition).log
+        raw: list[RawEntry] = await self._store.redis.execute_command(
+            "XREVRANGE", key, until, "-", "COUNT", count
+        )
+        if not raw and id_key((await past.look(partition)).trimmed) > (0, 0):
+            return await past.backward(partition, until, count)
+        return raw
 
     async def page(
         self, partition: int, after: str = START, *, until: str = "+", count: int = PAGE
     ) -> Page:
         """Up to `count` entries of a partition after the entry `after`, decoded for the hot paths.
 
-        An empty page (its position is `after`) means that the end was reached. Malformed entries
-        are listed in the page; see `quarantine`.
+        Malformed entries are listed in the page; see `quarantine`.
+
+        Raises:
+            ArchiveError: trimmed entries cannot be read from the archive.
         """
-        raw = await self._xrange(partition, f"({after}", until, count)
-        return parse_page(partition, raw, after)
+        raw = await self._after(partition, after, until, count)
+        page = parse_page(partition, raw, after)
+        in_stream = id_key(after) >= (await self._past()).trimmed(partition)
+        page.end = not raw or (in_stream and len(raw) < count)
+        return page
+
+    async def pages(
+        self, partition: int, after: str = START, *, until: str = "+"
+    ) -> AsyncIterator[Page]:
+        """The pages of a partition to its end; each is read while the one before it is folded.
+
+        Raises:
+            ArchiveError: trimmed entries cannot be read from the archive.
+        """
+        page = await self.page(partition, after, until=until)
+        while not page.end:
+            following = asyncio.create_task(self.page(partition, page.position, until=until))
+            try:
+                await asyncio.sleep(
+                    0
+                )  # The request goes out, and whoever waits for the loop gets it.
+                yield page
+                page = await following
+            except BaseException:
+                following.cancel()
+                raise
+        yield page
 
     async def read(
         self,
@@ -246,7 +314,7 @@ class EventLog:
                 yield entry
 
     async def _one(self, partition: int, after: str, until: str) -> AsyncIterator[LogEntry]:
-        while raw := await self._xrange(partition, f"({after}", until, PAGE):
+        async for raw in self.raw_pages(partition, after, until):
             for entry_id, fields in raw:
                 after = entry_id.decode()
                 try:
@@ -254,6 +322,18 @@ class EventLog:
                 except MalformedEntry:
                     continue
                 yield LogEntry(after, partition, event)
+
+    async def raw_pages(
+        self, partition: int, after: str = START, until: str = "+"
+    ) -> AsyncIterator[list[RawEntry]]:
+        """The entries of a partition as they stand in stream and archive, in pages.
+
+        Raises:
+            ArchiveError: trimmed entries cannot be read from the archive.
+        """
+        while raw := await self._after(partition, after, until, PAGE):
+            yield raw
+            after = raw[-1][0].decode()
 
     async def follow(self, after: Mapping[int, str] | str | None = None) -> AsyncIterator[LogEntry]:
         """Events as they come, for ever.
@@ -270,7 +350,8 @@ class EventLog:
         }
         while True:
             entries: list[LogEntry] = []
-            for partition, raw in await self.wait(positions):
+            for partition, answer in await self.wait(positions):
+                raw = await self._unbroken(partition, positions[partition], answer)
                 positions[partition] = raw[-1][0].decode()
                 for entry_id, fields in raw:
                     try:
@@ -281,16 +362,27 @@ class EventLog:
             for entry in sorted(entries, key=lambda e: id_key(e.id)):
                 yield entry
 
+    async def _unbroken(self, partition: int, after: str, raw: list[RawEntry]) -> list[RawEntry]:
+        """What a wait gave, unless what came before it was trimmed meanwhile: then that."""
+        trimmed = (await (await self._past()).look(partition)).trimmed
+        if id_key(trimmed) <= id_key(after):
+            return raw
+        return await self._after(partition, after, "+", PAGE) or raw
+
     async def wait(
         self, positions: Mapping[int, str], *, block_ms: int = BLOCK_MS
     ) -> list[tuple[int, list[RawEntry]]]:
         """Waits for entries after `positions` (partition -> entry id); empty when none came."""
         keys = (await self.namespace()).keys
         by_key = {keys.partition(p).log.encode(): p for p in positions}
-        answer = await read_streams(
-            self._store, {keys.partition(p).log: at for p, at in positions.items()}, block_ms
+        answer = await self._streams.read(
+            {keys.partition(p).log: at for p, at in positions.items()}, block_ms
         )
-        return [(by_key[key], raw) for key, raw in answer]
+        return [(by_key[key], raw) for key, raw in answer if key in by_key]
+
+    def interrupt(self) -> None:
+        """Ends a `wait` that is going on, so that the next one can be for other partitions."""
+        self._streams.interrupt()
 
     async def last(self, partition: int | None = None) -> dict[int, str]:
         """The id of the last entry of each partition (or of one), `0-0` where there is none."""
@@ -305,6 +397,21 @@ class EventLog:
             for number, answer in zip(chosen, answers, strict=True)
         }
 
+    async def end(self, partition: int) -> tuple[str, dict[str, int | None]]:
+        """The last entry of a partition and, of the same instant, the last seq of each process.
+
+        A process that was declared lost has None.
+        """
+        keys = (await self.namespace()).keys.partition(partition)
+        async with self._store.redis.pipeline(transaction=True) as pipe:
+            pipe.xrevrange(keys.log, count=1)
+            pipe.hgetall(keys.seqs)
+            last, seqs = await pipe.execute()
+        numbers = {
+            process.decode(): None if seq == b"lost" else int(seq) for process, seq in seqs.items()
+        }
+        return last[0][0].decode() if last else START, numbers
+
     async def last_seq(self, process: str) -> int:
         """The last sequence number of a process in the log; 0 when there is none."""
         keys = (await self.namespace()).partition_keys(process)
@@ -312,12 +419,14 @@ class EventLog:
         return int(value) if value and value != b"lost" else 0
 
     async def length(self) -> int:
-        """Entries in all partitions."""
+        """Entries in all partitions, archived ones included."""
         namespace = await self.namespace()
         pipe = self._store.redis.pipeline(transaction=False)
         for number in namespace.all_partitions():
-            pipe.xlen(namespace.keys.partition(number).log)
-        return sum(await pipe.execute())
+            keys = namespace.keys.partition(number)
+            pipe.xlen(keys.log)
+            pipe.hget(keys.history, "trimmed_entries")
+        return sum(int(count or 0) for count in await pipe.execute())
 
     # --- quarantine -----------------------------------------------------------------------------
 
@@ -338,16 +447,6 @@ class EventLog:
             for answer in await pipe.execute()
             for entry_id, reason in answer.items()
         }
-
-
-async def read_streams(
-    store: Store, positions: Mapping[str, str], block_ms: int
-) -> list[tuple[bytes, list[RawEntry]]]:
-    """XREAD on several streams with raw replies: [(key, [(id, [field, value, …]), …]), …]."""
-    answer = await store.redis.execute_command(
-        "XREAD", "COUNT", PAGE, "BLOCK", block_ms, "STREAMS", *positions, *positions.values()
-    )
-    return answer or []
 
 
 async def _merge(streams: Sequence[AsyncIterator[LogEntry]]) -> AsyncIterator[LogEntry]:

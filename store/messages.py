@@ -70,6 +70,7 @@ class Summary(msgspec.Struct, frozen=True):
         fds: open file descriptors.
         outbox: events recorded and not yet acknowledged.
         answers: ids of the `report` orders that this inventory answers.
+        findings: kinds of what a leak probe found in the process; True where a teardown can end one.
     """
 
     process: str
@@ -80,6 +81,7 @@ class Summary(msgspec.Struct, frozen=True):
     fds: int = 0
     outbox: int = 0
     answers: tuple[str, ...] = ()
+    findings: dict[str, bool] = {}
 
 
 class Inventory(msgspec.Struct, frozen=True):
@@ -92,6 +94,8 @@ class Inventory(msgspec.Struct, frozen=True):
         entries: of the index registries.
         kinds: the kinds that the primary registries cover; of other kinds `held` says nothing.
         rss: resident memory of the process, in bytes; 0 is unknown.
+        findings: kinds of what a leak probe found: never adopted, and torn down only where the
+            policy says so and the value is True.
     """
 
     process: str
@@ -100,6 +104,7 @@ class Inventory(msgspec.Struct, frozen=True):
     entries: tuple[IndexEntry, ...] = ()
     kinds: frozenset[str] = frozenset()
     rss: int = 0
+    findings: dict[str, bool] = {}
 
 
 class InventoryChange(msgspec.Struct, frozen=True):
@@ -168,8 +173,8 @@ class Order(msgspec.Struct, frozen=True, omit_defaults=True):
 class Note(msgspec.Struct, frozen=True, omit_defaults=True):
     """A line in a partition's inbox, for the worker that acts for it.
 
-    `kind` is `inventory` (of `process` changed), `stopped` (`process` left), or `reconcile` (a
-    request to force a pass, answered under `request`).
+    `kind` is `inventory` (of `process` changed), `stopped` (`process` left), or a request, answered
+    under `request`: `reconcile` (force a pass), `archive` (archive and trim now).
     """
 
     kind: str
@@ -286,6 +291,7 @@ class InventoryMirror:
             entries=tuple(entry for bucket in self._buckets.values() for entry in bucket.entries),
             kinds=frozenset(self.summary.kinds),
             rss=self.summary.rss,
+            findings=self.summary.findings,
         )
 
 

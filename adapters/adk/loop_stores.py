@@ -9,7 +9,7 @@ use, and it ends with the loop: an asynchronous generator that waits in the loop
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -21,13 +21,20 @@ EMBEDDED = "embedded://"
 
 
 class LoopStore:
-    """What one loop has: its connection, and its locks by name, which vanish when nobody holds them."""
+    """What one loop has.
+
+    Attributes:
+        store: its connection.
+        locks: by name; they vanish when nobody holds them.
+        endings: what has to end before the connection does.
+    """
 
     def __init__(self) -> None:
         self.store: Store | None = None
         self.locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.opening = asyncio.Lock()
         self.lifetime: AsyncGenerator[None, None] | None = None
+        self.endings: list[Callable[[], Awaitable[None]]] = []
 
     def lock(self, name: str) -> asyncio.Lock:
         lock = self.locks.get(name)
@@ -89,7 +96,9 @@ class LoopStores:
         try:
             yield
         finally:
-            self._by_loop.pop(asyncio.get_running_loop(), None)
+            held = self._by_loop.pop(asyncio.get_running_loop(), None)
+            for ending in held.endings if held else ():
+                await ending()
             await store.close()
 
     def _forget_closed_loops(self) -> None:

@@ -148,6 +148,16 @@ def _plain(value: Any, path: str) -> Any:
             raise _NoJson(f"{path} is a {type(value).__name__}")
 
 
+def plain_state(state: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """A state as JSON values, without what is `temp:`.
+
+    Raises:
+        NotJson: a value that JSON cannot hold; the message names its key.
+    """
+    kept = {key: value for key, value in state.items() if not key.startswith(State.TEMP_PREFIX)}
+    return {key: json.loads(_encode_value(key, value, where)) for key, value in kept.items()}
+
+
 def session_state(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
     """The session's own state, from the fields of its hash."""
     return {

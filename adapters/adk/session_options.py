@@ -7,24 +7,33 @@ query, for the Redis client.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+from store import client
 from store.connection import shown
 from store.errors import BadAddress, PolicyError
 
 OWN_SCHEME = "agent-reconciler+"
 """May stand before any scheme, for registries in which `redis://` belongs to somebody else."""
 
-SCHEMES = ("redis", "rediss", "unix", "embedded")
+SCHEMES = (*client.SCHEMES, "embedded")
+Ephemeral = bool | Collection[str]
 TimeToLive = float | Mapping[str, float] | None
 
 
 def _truth(text: str) -> bool:
     words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
     return words[text.lower()]
+
+
+def _apps(text: str) -> bool | frozenset[str]:
+    try:
+        return _truth(text)
+    except KeyError:
+        return frozenset(text.split(","))
 
 
 _IN_ADDRESS: dict[str, Callable[[str], Any]] = {
@@ -34,6 +43,8 @@ _IN_ADDRESS: dict[str, Callable[[str], Any]] = {
     "accept_stale": _truth,
     "ttl": float,
     "max_event_bytes": int,
+    "name": str,
+    "ephemeral": _apps,
 }
 
 
@@ -75,6 +86,11 @@ def parse_address(text: str) -> Address:
         except (ValueError, KeyError):
             raise BadAddress(f"{name}={value} in {shown(text)!r} is not a value of it") from None
     return Address(f"{url}?{urlencode(rest)}" if rest else url, options)
+
+
+def is_ephemeral(ephemeral: Ephemeral, app: str) -> bool:
+    """The conversations of this app go with their sessions."""
+    return ephemeral if isinstance(ephemeral, bool) else app in ephemeral
 
 
 def ttl_ms(ttl: TimeToLive, app: str) -> int:

@@ -29,7 +29,9 @@ from google.adk.sessions.base_session_service import (
 from google.adk.sessions.session import Session
 from google.adk.sessions.state import State
 
+from adapters.adk.live_sessions import Identity
 from adapters.adk.loop_stores import LoopStores
+from adapters.adk.service_host import APPEND_SPACING, ServiceHost
 from adapters.adk.session_cache import (
     START,
     CachedSession,
@@ -45,8 +47,16 @@ from adapters.adk.session_codec import (
     session_state,
     shared_state,
 )
-from adapters.adk.session_options import TimeToLive, check_ttl, parse_address, ttl_ms
+from adapters.adk.session_options import (
+    Ephemeral,
+    TimeToLive,
+    check_ttl,
+    is_ephemeral,
+    parse_address,
+    ttl_ms,
+)
 from adapters.adk.stored_sessions import Append, Opened, Shared, StoredSessions
+from adapters.host import Host
 from store.connection import shown
 from store.errors import BadAddress
 from store.keys import Keys, SessionKeys
@@ -65,7 +75,7 @@ class RedisSessionService(BaseSessionService):
     that uses the service, and ends with that loop or with `close`.
 
     Args:
-        url: `redis://…`, `rediss://…`, `unix://…` or `embedded://PATH`; see `store.connect`. A prefix
+        url: `redis://…`, `redis+cluster://…`, `embedded://PATH`, …; see `store.connect`. A prefix
             `agent-reconciler+` is allowed, and every option but a mapping can stand in the query.
         namespace: keeps apart what shares a Redis; 1 to 64 of `A-Z a-z 0-9 _ . -`.
         uri: the same as `url`, under the name by which ADK's service registry gives it.
@@ -80,6 +90,10 @@ class RedisSessionService(BaseSessionService):
         max_event_bytes: the most that one event, or the state of one call, may take as JSON.
         on_lifecycle: called, in the event loop, when a session is created, opened and deleted. It must
             not block; what it raises is logged and goes no further.
+        host: looks after the sessions: they are resources of it while this process uses them.
+        name: without a host, the service starts one of this name in the first loop that uses it.
+        ephemeral: conversations go with their sessions when the reconciler tears these down; for all
+            apps, or for those named.
         agents_dir: given by the ADK command line, not used.
 
     Raises:
@@ -100,6 +114,9 @@ class RedisSessionService(BaseSessionService):
         ttl: TimeToLive = None,
         max_event_bytes: int | None = None,
         on_lifecycle: LifecycleCallback | None = None,
+        host: Host | None = None,
+        name: str | None = None,
+        ephemeral: Ephemeral | None = None,
         agents_dir: str | None = None,
     ) -> None:
         del agents_dir
@@ -122,13 +139,22 @@ class RedisSessionService(BaseSessionService):
         self._cache = SessionCache(option("cache_bytes", cache_bytes, 64 * 2**20))
         self._stores = LoopStores(address.url)
         self._stored = StoredSessions(self._stores)
+        self._ephemeral: Ephemeral = option("ephemeral", ephemeral, False)
+        own = None if host is not None else option("name", name, None)
+        self._host = ServiceHost(host, own, self.namespace, self._stores, self._end_resource)
 
     async def close(self) -> None:
         """Closes the connections and stops an embedded server that this service started.
 
         The service can be used again afterwards; it connects anew.
         """
+        await self._host.stop()
         await self._stores.close()
+
+    @property
+    def host(self) -> Host | None:
+        """The host that looks after the sessions, if one does."""
+        return self._host.host
 
     async def __aenter__(self) -> Self:
         await self._stores.open()
@@ -172,6 +198,7 @@ class RedisSessionService(BaseSessionService):
         session_id = (session_id.strip() if session_id else "") or platform_uuid.new_uuid()
         doing = f"create_session of session/{session_id}"
         delta = encode_state(state or {}, where=doing, limit=self._limit)
+        await self._host.ready((app_name, user_id, session_id))
         keys = self._session_keys(app_name, user_id, session_id)
         # Not from ADK's provider, which a test or a replay may make repeat itself.
         incarnation = secrets.token_hex(8).encode()
@@ -226,6 +253,7 @@ class RedisSessionService(BaseSessionService):
         """
         session_id = session_id.strip() if session_id else session_id
         doing = f"get_session of session/{session_id}"
+        await self._host.ready((app_name, user_id, session_id))
         keys = self._session_keys(app_name, user_id, session_id)
         wanted = config.num_recent_events if config else None
         after = config.after_timestamp if config else None
@@ -325,6 +353,12 @@ class RedisSessionService(BaseSessionService):
                 "cleaned_up", Session(app_name=app_name, user_id=user_id, id=session_id)
             )
 
+    def forget_session(self, app_name: str, user_id: str, session_id: str) -> None:
+        """Drops what this process remembers of a session. The conversation stays in Redis."""
+        keys = self._session_keys(app_name, user_id, session_id.strip())
+        with self._cache.lock:
+            self._cache.drop(keys.session)
+
     async def get_user_state(self, *, app_name: str, user_id: str) -> dict[str, Any]:
         """The state that all sessions of a user share, its keys without `user:`.
 
@@ -396,6 +430,7 @@ class RedisSessionService(BaseSessionService):
                 if known and (known.incarnation, known.last) == (answer.incarnation, answer.before):
                     known.extend([(answer.entry_id, text)])
                     self._cache.put(keys.session, known)
+            self._host.note_use(_identity(session), spacing=APPEND_SPACING)
             return self._commit(session, event, answer.incarnation, answer.entry_id)
 
     def _freshness(self, session: Session) -> tuple[str, str | bytes, str]:
@@ -419,7 +454,19 @@ class RedisSessionService(BaseSessionService):
     def _session_keys(self, app: str, user: str, session: str) -> SessionKeys:
         return self._keys.app_sessions(app).session(user, session)
 
+    async def _end_resource(self, identity: Identity) -> None:
+        """The teardown of a session: the conversation stays, unless the app is ephemeral."""
+        app, user, session = identity
+        if is_ephemeral(self._ephemeral, app):
+            await self.delete_session(app_name=app, user_id=user, session_id=session)
+        else:
+            self.forget_session(*identity)
+
     def _lifecycle(self, kind: str, session: Session) -> None:
+        if kind == "cleaned_up":
+            self._host.gone(_identity(session))
+        else:
+            self._host.note_use(_identity(session))
         if self.on_lifecycle is None:
             return
         about = {"app": session.app_name, "user": session.user_id}
@@ -428,6 +475,10 @@ class RedisSessionService(BaseSessionService):
         except Exception:
             # The conversation must not suffer from whoever keeps the books.
             logger.exception("on_lifecycle failed for %s of session/%s", kind, session.id)
+
+
+def _identity(session: Session) -> Identity:
+    return session.app_name, session.user_id, session.id
 
 
 def _marker(incarnation: bytes, last: bytes) -> str:

@@ -236,7 +236,7 @@ class StoredSessions:
         store = await self._stores.open()
         try:
             return await store.script(name, keys.all(), args)
-        except (RedisError, OSError) as error:
+        except (RedisError, *Unavailable) as error:
             raise _failed(store, doing, error) from error
 
     async def _read(self, commands: list[tuple[Any, ...]], doing: str) -> list[Any]:
@@ -248,7 +248,7 @@ class StoredSessions:
                 for command in commands[start : start + PAGE]:
                     pipe.execute_command(*command)
                 answers += await pipe.execute()
-        except (RedisError, OSError) as error:
+        except (RedisError, *Unavailable) as error:
             raise _failed(store, doing, error) from error
         return answers
 

@@ -16,8 +16,10 @@ from reconciler.fleet import Fleet, read_fleet
 from reconciler.stuck import find_stuck
 from store.channel import InventoryReader
 from store.connection import Store
+from store.lease import holders
 from store.log import EventLog
 from store.namespace import Namespace
+from store.retention import read_retention
 
 _CLOCK_EVENTS = 500
 """Latest events of a partition that tell of clocks."""
@@ -69,7 +71,7 @@ async def look_up(store: Store, namespace: Namespace, fleet: Fleet) -> Facts:
         # Hosts of other versions say more, or less, of their outbox.
         spilled={p: getattr(s, "spilled", 0) for p, s in fleet.summaries.items()},
         dropped={p: getattr(s, "dropped", 0) for p, s in fleet.summaries.items()},
-        archive=await _archive(namespace),
+        archive=(await read_retention(namespace)).archive,
     )
 
 
@@ -78,22 +80,23 @@ async def _leases(
 ) -> tuple[dict[int, str | None], dict[str, float]]:
     """Who holds each partition, and which host processes have a lease that lapsed."""
     redis = namespace.store.redis
-    partitions: dict[int, str | None] = {}
+    held = await holders(namespace, namespace.all_partitions())
     lapsed: dict[str, float] = {}
     for partition in namespace.all_partitions():
-        keys = namespace.keys.partition(partition)
-        lease = await redis.get(keys.lease)
-        partitions[partition] = None if lease is None else lease.decode().rpartition(" ")[0]
-        for process, at in await redis.zrangebyscore(keys.hosts, "-inf", now_ms, withscores=True):
+        key = namespace.keys.partition(partition).hosts
+        for process, at in await redis.zrangebyscore(key, "-inf", now_ms, withscores=True):
             lapsed[process.decode()] = now_ms - at
-    return partitions, lapsed
+    return {p: token and token.rpartition(" ")[0] for p, token in held.items()}, lapsed
 
 
 async def _servers(store: Store) -> dict[str, Any]:
-    """INFO of each server: of the one there is, or of all nodes of a cluster."""
-    info = await store.redis.info()
-    nodes = info and all(isinstance(value, dict) for value in info.values())
-    return dict(info) if nodes else {"Redis": info}
+    """INFO of each server that is written to."""
+    redis = store.redis
+    if not store.is_cluster:
+        return {"Redis": await redis.info()}
+    nodes = redis.get_primaries()
+    answers = [await redis.execute_command("INFO", target_nodes=node) for node in nodes]
+    return {node.name: info for node, info in zip(nodes, answers, strict=True)}
 
 
 async def _clocks(namespace: Namespace) -> list[Clock]:
@@ -129,20 +132,6 @@ async def _outboxes(namespace: Namespace, fleet: Fleet) -> dict[str, tuple[int, 
         summary = reader.summary(process)
         both[process] = (count, summary.outbox if summary is not None else 0)
     return both
-
-
-async def _archive(namespace: Namespace) -> str | None:
-    """Where the history of the namespace goes, as its record says."""
-    plain, retention = await namespace.store.redis.hmget(
-        namespace.keys.meta, ["archive", "retention"]
-    )
-    if plain:
-        return str(plain.decode())
-    try:
-        value = json.loads(retention or b"{}").get("archive")
-    except (ValueError, AttributeError):
-        return None
-    return None if value is None else str(value)
 
 
 def _show(findings: list[Finding]) -> None:

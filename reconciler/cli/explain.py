@@ -15,17 +15,18 @@ from reconciler.describe_life import describe_explanation
 from reconciler.drift import find_drift
 from reconciler.explanation import Around, Explanation
 from reconciler.explanation import explain as explain_life
-from reconciler.fleet import Progress, recorded_policy
+from reconciler.fleet import Progress, fold_log, recorded_policy
 from reconciler.fold import FleetState
 from reconciler.life import Life, Lives, Worker
 from reconciler.plan import make_plan
 from reconciler.policy import Policy
-from reconciler.scan import scan
+from reconciler.scan import END, scan
 from store.channel import InventoryReader
 from store.errors import BadMoment
 from store.event import check_ref
-from store.log import EventLog, id_key
+from store.log import EventLog
 from store.namespace import Namespace
+from store.position import Key, key_id
 
 _OFFERED = 3
 _CANDIDATES = 2000
@@ -89,17 +90,20 @@ async def read_lives(
     namespace: Namespace,
     resource: str,
     *,
-    until: str = "+",
+    until: Key | None = None,
     progress: Progress = lambda count: None,
 ) -> tuple[Lives, FleetState]:
-    """The lives of a resource up to an entry id, and the fold of the same events."""
-    lives, state = Lives(resource), FleetState()
-    await scan(
-        EventLog(namespace.store, namespace),
-        [lives.see, lambda name, event: state.apply(event, id_key(name)[0])],
-        until=until,
-        progress=progress,
-    )
+    """The lives of a resource up to an entry id, and the state there.
+
+    Where the beginning of the log was dropped, what lived then and still does is known from the state.
+    """
+    # Both look at the same stretch, whatever is written meanwhile.
+    until = until or (await namespace.store.now_ms(), END)
+    event_log, lives = EventLog(namespace.store, namespace), Lives(resource)
+    await scan(event_log, [lives.see], until=key_id(until), progress=progress)
+    state = await fold_log(event_log, until=until)
+    for process, alive in state.find(resource):
+        lives.assume(process.id, alive)
     return lives, state
 
 

@@ -34,7 +34,8 @@ def common(function: F) -> F:
             default=DEFAULT_URL,
             show_default=True,
             envvar="AGENT_RECONCILER_URL",
-            help="Of Redis: redis://, rediss://, unix:// or embedded://PATH.",
+            help="Of Redis: redis://, rediss://, unix://, redis+cluster://, redis+sentinel:// or "
+            "embedded://PATH.",
         ),
     ):
         function = option(function)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import click
@@ -73,19 +73,20 @@ class _Rate(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:,.0f}/s", style="dim")
 
 
-@contextmanager
-def reading(total: int) -> Iterator[Tell]:
+def reading(total: int) -> AbstractContextManager[Tell]:
     """A progress bar over entries read, on a terminal; silent in a pipe and for short logs."""
-    if not sys.stderr.isatty() or total < 20_000:
+    return progress("reading the log", total if total >= 20_000 else 0)
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Tell]:
+    """A progress bar on a terminal; silent in a pipe, and where there is nothing to count."""
+    if not sys.stderr.isatty() or total == 0:
         yield lambda count: None
         return
     columns = (
-        TextColumn("reading the log"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-    )
+        TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
+    )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda count: bar.update(task, advance=count)

@@ -7,6 +7,7 @@ taken for the time of the pass. So there is never more than one who acts.
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ from reconciler.cli.output import console, emit, table
 from reconciler.fleet import recorded_policy
 from reconciler.policy import Policy
 from reconciler.reconciler import Reconciler
-from reconciler.request import NO_ANSWER, ask_workers, choose, live_hosts
+from reconciler.request import ANSWER_SECONDS, NO_ANSWER, ask_workers, choose, live_hosts
 from reconciler.result import exit_status, merge
-from store.errors import ReconcilerError
+from store.errors import NoAnswer
 
-_ASK_AGAIN = 3
+_AGAIN_SECONDS = 0.1
 
 
 @click.command()
@@ -55,25 +56,31 @@ async def _reconcile(
         alive = await live_hosts(namespace)
         chosen = choose(alive, process, namespace) if process is not None else None
         policy = policy or await recorded_policy(namespace)
-        parts = []
+        left: dict[int, list[str]] = {}
+        for one in chosen if chosen is not None else alive:
+            left.setdefault(namespace.partition_of(one), []).append(one)
+        parts: list[dict[str, Any]] = []
+        deadline = time.monotonic() + ANSWER_SECONDS
         reconciler = Reconciler(store, namespace=name, policy=policy, name="admin")
         await reconciler.open()
-        try:
-            for _ in range(_ASK_AGAIN):
-                await reconciler.keep_leases()
-                held = reconciler.partitions
-                mine = [p for p in chosen or alive if namespace.partition_of(p) in held]
-                parts = (
-                    [(await reconciler.reconcile(mine, dry_run=dry_run)).as_dict()] if mine else []
-                )
-                others = [p for p in chosen or alive if namespace.partition_of(p) not in held]
-                answers = await ask_workers(namespace, others, chosen, dry_run)
-                if None not in answers:
-                    parts += [answer for answer in answers if answer is not None]
-                    return merge(parts)
-            raise ReconcilerError(NO_ANSWER)
-        finally:
-            await reconciler.release()
+        while left:
+            async with reconciler.borrowed(list(left)) as held:
+                mine = [process for partition in held for process in left[partition]]
+                if mine:
+                    parts.append((await reconciler.reconcile(mine, dry_run=dry_run)).as_dict())
+            for partition in held:
+                del left[partition]
+            # A partition that changes hands while its worker is asked is asked for again.
+            for partition, answers in (
+                await ask_workers(namespace, left, all_of_it=chosen is None, dry_run=dry_run)
+            ).items():
+                parts += answers
+                del left[partition]
+            if left and time.monotonic() > deadline:
+                raise NoAnswer(NO_ANSWER)
+            if left:
+                await asyncio.sleep(_AGAIN_SECONDS)
+        return merge(parts)
 
 
 def _show(result: dict[str, Any], *, dry_run: bool) -> None:

@@ -26,12 +26,13 @@ from reconciler.export import exporting
 from reconciler.fleet import fold_log
 from reconciler.fold import FleetState
 from reconciler.moment import check_past, clock, parse_moment
-from reconciler.scan import check_entry, entry_id, scan
+from reconciler.scan import check_entry, scan
 from store.errors import BadMoment
-from store.log import START, EventLog
+from store.log import EventLog
 from store.namespace import Namespace
+from store.position import START, Key
+from store.position import key_id as entry_id
 
-Key = tuple[int, int]
 MOMENT = "TIME|ID"
 
 
@@ -146,9 +147,7 @@ async def _life(
     namespace: Namespace, resource: str, at: Key | None, now: int, *, as_json: bool
 ) -> None:
     with reading(await EventLog(namespace.store, namespace).length()) as tell:
-        lives, state = await read_lives(
-            namespace, resource, until=entry_id(at) if at else "+", progress=tell
-        )
+        lives, state = await read_lives(namespace, resource, until=at, progress=tell)
     if not lives.lives:
         raise unknown(resource, lives.refs, namespace)
     at_ms = at[0] if at else now

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -17,7 +18,12 @@ from reconciler.describe import describe, describe_resource
 from reconciler.fleet import Fleet
 from reconciler.fleet_view import FleetView, Rates, oldest_idle
 from reconciler.stuck import find_stuck
+from store.lease import holders
 from store.log import EventLog
+from store.namespace import Namespace
+
+Held = dict[int, str | None]
+"""Partition -> the worker that has its lease, None where nobody has."""
 
 _IDLE_SHOWN = 5
 _DRIFT_SHOWN = 20
@@ -44,36 +50,43 @@ async def _status(url: str, name: str, as_json: bool, interval: float | None) ->
         with reading(await EventLog(store, namespace).length()) as tell:
             await view.open(tell)
         if interval is not None:
-            await _watch(view, interval, as_json=as_json)
+            await _watch(view, namespace, interval, as_json=as_json)
             return
-        fleet, rates = await view.look()
+        look = await _look(view, namespace)
         if as_json:
-            emit(describe_status(fleet, rates))
+            emit(describe_status(*look))
         else:
-            console().print(picture(fleet, rates), soft_wrap=not sys.stdout.isatty())
+            console().print(picture(*look), soft_wrap=not sys.stdout.isatty())
 
 
-async def _watch(view: FleetView, interval: float, *, as_json: bool) -> None:
+async def _look(view: FleetView, namespace: Namespace) -> tuple[Fleet, Rates, Held]:
+    fleet, rates = await view.look()
+    leases = await holders(namespace, namespace.all_partitions())
+    return fleet, rates, {p: token and token.rpartition(" ")[0] for p, token in leases.items()}
+
+
+async def _watch(view: FleetView, namespace: Namespace, interval: float, *, as_json: bool) -> None:
     """Redraws on a terminal; in a pipe each look is a line."""
     out = console()
     if out.is_terminal and not as_json:
         with Live(console=out, screen=True, auto_refresh=False) as live:
             while True:
-                live.update(picture(*await view.look()), refresh=True)
+                live.update(picture(*await _look(view, namespace)), refresh=True)
                 await asyncio.sleep(interval)
     while True:
-        fleet, rates = await view.look()
+        fleet, rates, held = await _look(view, namespace)
         if as_json:
-            emit(describe_status(fleet, rates))
+            emit(describe_status(fleet, rates, held))
         else:
             click.echo(line_of(fleet, rates))
         sys.stdout.flush()
         await asyncio.sleep(interval)
 
 
-def describe_status(fleet: Fleet, rates: Rates) -> dict[str, Any]:
+def describe_status(fleet: Fleet, rates: Rates, held: Held) -> dict[str, Any]:
     """A fleet and its rates as plain values."""
     return describe(fleet) | {
+        "partitions": {str(partition): worker for partition, worker in held.items()},
         "oldest_idle": [
             describe_resource(process, resource) | {"idle_ms": fleet.now_ms - resource.used_ms}
             for process, resource in oldest_idle(fleet.state, _IDLE_SHOWN)
@@ -116,7 +129,7 @@ def line_of(fleet: Fleet, rates: Rates) -> str:
     )
 
 
-def picture(fleet: Fleet, rates: Rates) -> Group:
+def picture(fleet: Fleet, rates: Rates, held: Held) -> Group:
     """A fleet as tables."""
     parts: list[RenderableType] = [_processes(fleet)]
     kinds = Counter(r.kind for p in fleet.state.processes.values() for r in p.resources.values())
@@ -130,7 +143,7 @@ def picture(fleet: Fleet, rates: Rates) -> Group:
         f"({rates.per_minute(rates.went):.1f} a minute), {rates.torn_down} of them by order; "
         f"{rates.refused} teardowns refused, {rates.failed} failed"
     )
-    parts += [_drift(fleet), *_idle(fleet), *_stuck(fleet), _workers(fleet)]
+    parts += [_drift(fleet), *_idle(fleet), *_stuck(fleet), *_workers(fleet, held)]
     if fleet.quarantined:
         rows = list(fleet.quarantined.items())
         parts.append(table("quarantined entries", ["entry", "why it is not an event"], rows))
@@ -200,16 +213,31 @@ def _stuck(fleet: Fleet) -> list[RenderableType]:
     return [table("stuck teardowns", columns, rows)] if rows else []
 
 
-def _workers(fleet: Fleet) -> RenderableType:
-    rows = [
-        (
-            worker,
-            len(beat.get("partitions", [])),
-            f"{beat.get('lag_seconds', 0):.3f} s",
-            ago(fleet.now_ms - beat.get("at_ms", 0)),
+def _workers(fleet: Fleet, held: Held) -> list[RenderableType]:
+    names = sorted(fleet.workers.keys() | {worker for worker in held.values() if worker})
+    if not names:
+        return ["no worker runs: start one with `agent-reconciler worker`"]
+    rows = []
+    for worker in names:
+        beat = fleet.workers.get(worker, {})
+        mine = [partition for partition, holder in held.items() if holder == worker]
+        heard = ago(fleet.now_ms - beat["at_ms"]) if "at_ms" in beat else "?"
+        rows.append((worker, len(mine), spans(mine), f"{beat.get('lag_seconds', 0):.3f} s", heard))
+    columns = ["worker", "partitions#", "which", "lag#", "last heard of"]
+    parts: list[RenderableType] = [table("workers", columns, rows)]
+    if free := [partition for partition, holder in held.items() if holder is None]:
+        parts.append(
+            f"nobody acts for partitions {spans(free)}: a worker takes them within a lease time"
         )
-        for worker, beat in fleet.workers.items()
-    ]
-    if not rows:
-        return "no worker runs: start one with `agent-reconciler worker`"
-    return table("workers", ["worker", "partitions#", "lag#", "last heard of"], rows)
+    return parts
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Ascending numbers for people: `0-3, 7`."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import click
 
 from reconciler import logs
 from reconciler.cli.options import common, policy_options, read_policy
-from reconciler.http import parse_address
 from reconciler.policy import Policy
+from reconciler.web import Access, parse_address, read_token
 from reconciler.worker import run_worker
 
 
@@ -21,7 +22,26 @@ from reconciler.worker import run_worker
     "--http",
     default="127.0.0.1:9464",
     show_default=True,
-    help="Where /healthz, /readyz and /metrics are; port 0 takes a free one, `off` does not listen.",
+    help="Where the page, the API, /healthz, /readyz and /metrics are; port 0 takes a free one, "
+    "`off` does not listen. Other addresses than loopback need a token.",
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="AGENT_RECONCILER_TOKEN_FILE",
+    help="File with the token that changes over HTTP need (or AGENT_RECONCILER_TOKEN).",
+)
+@click.option(
+    "--tls-cert", type=click.Path(path_type=Path, dir_okay=False), help="PEM file: HTTPS."
+)
+@click.option(
+    "--tls-key", type=click.Path(path_type=Path, dir_okay=False), help="PEM file: its key."
+)
+@click.option(
+    "--http-name",
+    "names",
+    multiple=True,
+    help="A host name it answers to as well; may be repeated.",
 )
 @click.option(
     "--full-pass",
@@ -35,7 +55,12 @@ from reconciler.worker import run_worker
     type=click.FloatRange(min=0.5),
     default=10.0,
     show_default=True,
-    help="Seconds that a partition stays with a worker that is not heard of.",
+    help="Seconds within which other workers take over from one that is not heard of any more.",
+)
+@click.option(
+    "--partitions",
+    type=click.IntRange(1, 4096),
+    help="How many the namespace has; only its first worker or host can choose. [default: 16]",
 )
 @click.option("--name", default="worker", show_default=True, help="Of the worker, in the log.")
 def worker(
@@ -45,24 +70,34 @@ def worker(
     policy_file: Path | None,
     settings: tuple[str, ...],
     http: str,
+    token_file: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    names: tuple[str, ...],
     full_pass: float,
     lease: float,
     name: str,
+    partitions: int | None,
 ) -> None:
     """Follow the log, find drift, have it torn down; until SIGTERM or Ctrl-C."""
     logs.configure(as_json=as_json)
     policy = read_policy(policy_file, settings) or Policy()
-    address = None if http == "off" else http
-    if address is not None:
-        parse_address(address)
+    access = None
+    if http != "off":
+        host, port = parse_address(http)
+        token = read_token(token_file, os.environ.get("AGENT_RECONCILER_TOKEN"))
+        known = frozenset(name.lower() for name in names)
+        access = Access(host, port, token, tls_cert, tls_key, known)
+        access.check()
     asyncio.run(
         run_worker(
             url,
             namespace=namespace,
             policy=policy,
-            http=address,
+            http=access,
             full_pass_seconds=full_pass,
             lease_seconds=lease,
             name=name,
+            partitions=partitions,
         )
     )

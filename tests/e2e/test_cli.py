@@ -230,6 +230,8 @@ class TestBadInput:
             (["worker", "--set", "nonsense"], "name=value"),
             (["worker", "--policy", "/nowhere/policy.toml"], "/nowhere/policy.toml"),
             (["worker", "--http", "nonsense"], "host:port"),
+            (["worker", "--partitions", "0"], "--partitions"),
+            (["status", "--url", "redis+sentinel://host"], "name-of-the-master"),
             (["replay", "--at", "yesterday-ish"], "yesterday-ish"),
             (["replay", "--resource", "nonsense"], "kind/id"),
             (["frobnicate"], "No such command"),
@@ -248,6 +250,24 @@ class TestBadInput:
         assert "schema 99" in message
         assert "upgrade" in message
         assert client.hget("ar:{future}:meta", "schema") == b"99"
+
+    def test_another_number_of_partitions(self, url: str) -> None:
+        """A worker that asks for another number than is recorded is refused, with both numbers."""
+        client = redis.Redis.from_url(url)
+        client.hset("ar:{four}:meta", mapping={"schema": "1", "partitions": "4"})
+        message = self.refused(
+            "worker", "--url", url, "--namespace", "four", "--partitions", "8", "--http", "off"
+        )
+        assert "has 4 partitions, not 8" in message
+        assert "leave it out" in message
+        assert client.keys("ar:{four}*") == [b"ar:{four}:meta"]
+
+    def test_redis_that_cannot_hold_a_log(self, url: str) -> None:
+        """A Redis that would drop the log is refused, with the command that mends it."""
+        client = redis.Redis.from_url(url)
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        client.config_set("maxmemory", "100mb")
+        assert "CONFIG SET maxmemory-policy noeviction" in self.refused("status", "--url", url)
 
     def test_time_in_the_future(self, url: str) -> None:
         """A moment that has not come is refused, and the present one is told."""

@@ -18,6 +18,7 @@ from reconciler.doctor import Clock, Facts, diagnose, host_of
 from store import EventLog, LifecycleEvent, Store
 from store.lease import take_lease
 from store.namespace import Namespace, open_namespace
+from store.retention import Retention, write_retention
 from tests.e2e.programs import ROOT
 
 
@@ -44,7 +45,7 @@ async def sound(store: Store, namespace: str, host: Host) -> AsyncIterator[Names
     """A deployment that is as it should be: a worker, a host, an archive, an honest Redis."""
     space = await open_namespace(store, namespace)
     keys = space.keys
-    await store.redis.hset(keys.meta, "archive", "file:///srv/archive")
+    await write_retention(space, Retention(archive="file:///srv/archive"))
     await store.redis.set(keys.policy, Policy().model_dump_json(exclude_unset=True))
     beat = {"at_ms": await store.now_ms() + 60_000, "partitions": [], "lag_seconds": 0.0}
     await store.redis.hset(keys.workers, "worker@host:1:1", json.dumps(beat))
@@ -65,7 +66,7 @@ class TestCommand:
         redis, keys = sound.store.redis, sound.keys
         policy = Policy.read({"session_idle_timeout": "off", "stuck_after": 1}, "test")
         await redis.set(keys.policy, policy.model_dump_json(exclude_unset=True))
-        await redis.hdel(keys.meta, "archive")
+        await redis.hdel(keys.meta, "retention")
         await redis.delete(keys.workers)
         await redis.config_set("maxmemory-policy", "allkeys-lru")
         await redis.config_set("appendonly", "no")

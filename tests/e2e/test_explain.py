@@ -174,14 +174,13 @@ class TestTexts:
         service(host).sessions["s1"] = "r1"
         await sent(host, space)
         await abandon(host)
-        async with acting(space, Policy()) as reconciler:
+        async with Reconciler(store, namespace=space.name) as reconciler:
 
-            async def lost() -> bool:
-                await reconciler.close_lost()
-                await reconciler.tail.catch_up()
-                return host.process not in reconciler.tail.state.processes
+            def lost() -> bool:
+                tail = reconciler.tail
+                return tail.state.lost == 1 and host.process not in tail.state.processes
 
-            await eventually(lost)
+            await eventually(lost, 15)
         assert await said(space, "session/s1", "lost") == documented("Lost with its process")
 
 

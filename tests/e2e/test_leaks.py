@@ -81,10 +81,12 @@ class TestEachLeak:
         assert not chat.do("return kept['file'].closed")
         start_worker(policy=PATIENT_POLICY)
         eventually(lambda: chat.do("return kept['file'].closed"), "the toolset's file is closed")
-        assert chat.counts()["unclosed runners"] == 0
+        eventually(lambda: chat.counts()["unclosed runners"] == 0, "it is kept no longer")
 
 
 class TestInUse:
+    allowed_refusals: tuple[str, ...] = ()
+
     def test_acquired_session_outlives_the_clock(
         self, chat: HostProgram, start_worker: Start, cli: Cli
     ) -> None:
@@ -96,6 +98,8 @@ class TestInUse:
         assert chat.do("return list(service.chats)") == [held]
         # A forced pass does not touch it either, nor its runner and agent, long past every limit.
         eventually(lambda: chat.counts()["runners"] == 1, "the idle runner goes")
+        eventually(lambda: not any(cli.json("reconcile", "--dry-run")[n] for n in ("orphans", "dangling")),
+                   "what the idle one left goes")  # fmt: skip
         result = cli.json("reconcile")
         assert result["torn_down"] == []
         assert chat.do("return await service.send(id, 'still here?')", id=held).startswith(
@@ -104,7 +108,9 @@ class TestInUse:
         chat.do("kept['use'].__exit__()")
         eventually(lambda: not any(chat.counts().values()), "everything goes after the release")
         refusals = [e for e in cli.log() if e["type"] in {"cleanup_refused", "cleanup_failed"}]
-        assert refusals == []
+        assert [
+            e for e in refusals if not e["reason"].startswith(self.allowed_refusals or "\0")
+        ] == []
 
 
 class TestTheStory:

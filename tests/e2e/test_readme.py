@@ -104,7 +104,7 @@ class TestCommands:
     def test_looking_commands_run(self, cli: Cli) -> None:
         """Those that look, and end, do so with status 0 on an empty log."""
         for words in self.commands():
-            if words[1] in {"status", "reconcile", "log", "replay"}:
+            if words[1] in {"status", "reconcile", "log", "replay", "verify"}:
                 if {"-f", "--process", "--at", "--from", "--export", "--watch"} & set(words):
                     continue
                 if words[1] == "replay" and "--resource" in words:

@@ -146,6 +146,17 @@ class TestUntil:
         assert len(set(until(process).values())) == 1
         assert until(process)["agent/a"] >= 10_000
 
+    def test_what_hangs_on_a_circle(self):
+        """What hangs on a circle does not keep the circle alive, only the other way round."""
+        process = at(
+            (0, row(1, ref="runner/r", uses=("agent/a",))),
+            (0, row(2, ref="agent/a", uses=("runner/r", "session/s"))),
+            (50_000, row(3)),
+        )
+        answer = until(process)
+        assert answer["runner/r"] == answer["agent/a"] < 50_000
+        assert answer["session/s"] == 150_000
+
     def test_uses_itself(self):
         """What uses or owns itself does not keep itself alive."""
         assert until(at((0, row(1, uses=("session/s",))))) == {"session/s": 100_000}

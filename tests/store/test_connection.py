@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from store import BadAddress, Fenced, RedisUnavailable, Store, connect
-from store.connection import opened, shown
+from store.connection import check_cancelled, end_tasks, opened, shown
 from store.embedded import find_server
 from tests.support import RedisProcess, eventually
 
@@ -202,3 +203,43 @@ class TestScript:
         keys = ["{x}lease", "{x}log", "{x}seqs"]
         with pytest.raises(Fenced, match="worker 7"):
             await store.script("order", keys, ["worker 7", "w", 1, 0])
+
+
+class TestEndTasks:
+    """Ending tasks whose cancellation can be swallowed."""
+
+    async def test_asked_again(self):
+        """A task that swallows its first cancellation is cancelled again."""
+        swallowed = []
+
+        async def stubborn() -> None:
+            while True:
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    if swallowed:
+                        raise
+                    swallowed.append(True)
+
+        task = asyncio.create_task(stubborn())
+        await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            await end_tasks([task])
+        assert task.cancelled()
+        assert swallowed
+
+    async def test_a_swallowed_cancellation_is_found(self):
+        """`check_cancelled` raises in a task that was told to end and went on."""
+
+        async def goes_on() -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            check_cancelled()
+            raise AssertionError("it went on")
+
+        check_cancelled()
+        task = asyncio.create_task(goes_on())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task

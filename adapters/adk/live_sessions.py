@@ -1,0 +1,152 @@
+"""The ADK sessions that a process has in use, as one registry of its host.
+
+The session service, the plugin and the runtime may all speak of the same session; here it gets one
+name, `session/<id>`, whoever speaks first. ADK's session ids are unique per app and user only, so the
+second of two that share an id in one process is named `session/<id>@<user>@<app>`.
+
+What stands here is the session as a resource. Its teardown ends what this process keeps for it; the
+conversation is another matter, see docs/session-service.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from hashlib import sha256
+from typing import Any
+
+from adapters.executor import Entry
+from adapters.host import Host
+from adapters.registry import Registry
+
+Identity = tuple[str, str, str]
+"""App, user, session id: what ADK knows a session by."""
+
+Ending = Callable[[Identity], Awaitable[None] | None]
+"""Lets go of what is kept for a session in this process."""
+
+_NAME_LIMIT = 150
+_LOOK_AGAIN = 0.01
+
+
+def short(text: str) -> str:
+    """A text as a part of a reference: long ones become `#` and their SHA-256."""
+    if len(text) <= _NAME_LIMIT:
+        return text
+    return "#" + sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def session_ref(host: Host, identity: Identity) -> str:
+    """The reference of a session on this host, whether it is alive or would be new."""
+    app, user, id = identity
+    plain = f"session/{short(id)}"
+    full = f"{plain}@{short(user)}@{short(app)}"
+    if full in host.entries:
+        return full
+    entry = host.entries.get(plain)
+    # What a service observes itself under this id has no identity of ours; it is taken for the same.
+    taken = entry is not None and getattr(entry.obj, "identity", identity) != identity
+    return full if taken else plain
+
+
+async def until_ended(host: Host, entry: Entry) -> None:
+    """Waits until a teardown that is under way has succeeded, or was given up."""
+    # An order comes from the executor, which gives nothing to wait for.
+    while entry.terminating and host.entries.get(entry.ref) is entry:  # noqa: ASYNC110
+        await asyncio.sleep(_LOOK_AGAIN)
+
+
+class LiveSession:
+    """One session that this process has in use.
+
+    Attributes:
+        identity: app, user, id.
+        endings: what is to be done when it is torn down, each once.
+        noted: when its use was last recorded, by the monotonic clock.
+    """
+
+    __slots__ = ("endings", "identity", "noted")
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        self.endings: list[Ending] = []
+        self.noted = 0.0
+
+
+class LiveSessions(Registry):
+    """The registry of one host; `LiveSessions.of(host)` gives it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "session",
+            name="adk_sessions",
+            user=lambda _, live: str(live.identity[1]),
+            teardown=_end,
+        )
+
+    @classmethod
+    def of(cls, host: Host) -> LiveSessions:
+        """The one of this host, made when it is first asked for."""
+        for registry in host.registries:
+            if isinstance(registry, cls):
+                return registry
+        made = cls()
+        host.add(made)
+        return made
+
+    @property
+    def _on(self) -> Host:
+        assert self.host is not None
+        return self.host
+
+    def note_use(
+        self, identity: Identity, ending: Ending | None = None, *, spacing: float = 0.0
+    ) -> Entry | None:
+        """A session is used: it comes alive, or its use is recorded.
+
+        Args:
+            identity: of the session.
+            ending: what its teardown has to do, too; the same one counts once.
+            spacing: not recorded if it was in the last so many seconds.
+
+        Returns:
+            What the host knows of it; None when it is just being torn down.
+        """
+        ref = session_ref(self._on, identity)
+        entry = self._on.entries.get(ref)
+        now = time.monotonic()
+        if entry is None:
+            live = LiveSession(identity)
+            live.noted = now
+            self[ref.partition("/")[2]] = live
+            entry = self._on.entries[ref]
+        elif isinstance(entry.obj, LiveSession):
+            live = entry.obj
+            if now - live.noted >= spacing and not entry.terminating:
+                live.noted = now
+                self._on.entry_used(ref)
+        else:
+            # Another registry holds it, and its teardown is that one's business.
+            if entry.terminating:
+                return None
+            self._on.entry_used(ref)
+            return entry
+        if ending is not None and ending not in live.endings:
+            live.endings.append(ending)
+        return None if entry.terminating else entry
+
+    def gone(self, identity: Identity) -> None:
+        """A session is no more: it was deleted, or somebody else looks after it now."""
+        ref = session_ref(self._on, identity)
+        entry = self._on.entries.get(ref)
+        if entry is not None and isinstance(entry.obj, LiveSession):
+            self.pop(entry.key, None)
+
+
+async def _end(_: str, live: Any) -> None:
+    for ending in list(live.endings):
+        result = ending(live.identity)
+        if inspect.isawaitable(result):
+            await result

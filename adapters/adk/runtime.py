@@ -1,0 +1,425 @@
+"""`AdkRuntime`: chats on shared ADK runners, reused while somebody uses them and gone afterwards.
+
+Chat → ADK session → runner → agent. Every map stands in a registry of the host, so that the reconciler
+sees what lives and tears down what is idle; the runtime itself only makes room when a limit is reached.
+A chat is found or made, and marked as in use, in one tick; what has to be waited for (its session, its
+runner) comes after, so nothing can end it in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from google.adk.sessions import BaseSessionService
+
+from adapters.adk.agent_config import config_id
+from adapters.adk.chat import Chat, LiveChat
+from adapters.adk.chat_limits import Room, Victim
+from adapters.adk.conversations import Conversations
+from adapters.adk.live_sessions import (
+    Identity,
+    LiveSession,
+    LiveSessions,
+    session_ref,
+    short,
+    until_ended,
+)
+from adapters.adk.shared_runners import AgentFactory, SharedRunners, llm_agent
+from adapters.executor import Entry
+from adapters.host import Host
+from adapters.logs import get_logger
+from store.errors import NotAlive
+from store.recovery import RecoveryStore
+
+log = get_logger("adapters.adk.runtime")
+
+GRACE_SECONDS = 30.0
+_TEARDOWN_SECONDS = 30.0
+_BY_CLOSE, _BY_SHUTDOWN = "the service ended the chat", "the service shut down"
+
+
+class AdkRuntime:
+    """Chats with ADK agents: `async with runtime.chat(chat_id, user_id, agent_config) as chat`.
+
+    Args:
+        host: looks after everything; it must have started.
+        session_service: keeps the conversations. With `InMemorySessionService` a chat that goes is
+            saved with its transcript.
+        create_agent: makes an agent, or an `App`, from an agent configuration; may be async. By
+            default a configuration is an agent, or the arguments of an `LlmAgent`.
+        app_name: of the ADK sessions, and of the registries.
+        recovery: where chats are saved before they go; by default beside the host's log. False saves
+            nothing.
+        ephemeral: conversations go with their chats.
+        max_chats_per_user: of this process; beyond it the least recently used that nobody has open
+            goes.
+        max_chats: the same for all users together.
+        runner_options: further arguments of every ADK `Runner`, such as `artifact_service`.
+        hash_of: makes the short name of an agent configuration.
+
+    Attributes:
+        chats, runners, agents, creations, user_chats: the registries, for looking.
+
+    Raises:
+        PolicyError: a limit below 1, or conversations that would be lost: in memory, not ephemeral,
+            and `recovery=False`.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        session_service: BaseSessionService,
+        create_agent: AgentFactory = llm_agent,
+        *,
+        app_name: str = "chat",
+        recovery: RecoveryStore | Literal[False] | None = None,
+        ephemeral: bool = False,
+        max_chats_per_user: int | None = None,
+        max_chats: int | None = None,
+        runner_options: Mapping[str, Any] | None = None,
+        hash_of: Callable[[str], str] = config_id,
+    ) -> None:
+        self.app_name = app_name
+        self.session_service = session_service
+        self._host = host
+        self._data = Conversations(host, session_service, recovery, ephemeral=ephemeral)
+        self._shared = SharedRunners(
+            host, app_name, session_service, create_agent, runner_options or {}, hash_of
+        )
+        self.runners = self._shared.runners
+        self.agents = self._shared.agents
+        self.creations = self._shared.creations
+        self.chats = host.registry(
+            "session",
+            name=f"{app_name} chats",
+            uses=lambda _, live: live.uses(),
+            user=lambda _, live: live.identity[1],
+            save=self._save,
+            teardown=self._teardown,
+        )
+        self.user_chats = host.index(f"{app_name} user_chats", "session")
+        self._room = Room(
+            host,
+            self.chats,
+            self.user_chats,
+            max_chats_per_user,
+            max_chats,
+            self._end,
+            self._report,
+        )
+        self._doubled = 0
+        self._open_chats = 0
+        self._nobody = asyncio.Event()
+        self._nobody.set()
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def sizes(self) -> dict[str, int]:
+        """How much is in each registry."""
+        registries = (self.chats, self.runners, self.agents, self.creations, self.user_chats)
+        return {registry.name: len(registry) for registry in registries}
+
+    # --- chats ----------------------------------------------------------------------------------
+
+    def chat(self, chat_id: str, user_id: str, agent_config: Any) -> Chat:
+        """A chat, new or continued, in this process or from another: use it with `async with`.
+
+        Args:
+            chat_id: also the id of the ADK session. Two users who use the same id have two chats.
+            user_id: whose it is.
+            agent_config: which agent answers. Equal configurations share one agent and one runner;
+                another configuration than before switches the agent, and the history stays.
+
+        Raises:
+            LimitReached: when it is entered: a limit is reached and all chats are in use.
+            NotAlive: when it is entered: the runtime is closed.
+            Exception: when it is entered: what `create_agent` raises.
+        """
+        if not chat_id.strip() or chat_id != chat_id.strip():
+            raise ValueError(f"{chat_id!r} is not a chat id: it is empty, or has blanks around it")
+        return Chat(self, chat_id, user_id, agent_config)
+
+    async def open(
+        self, chat_id: str, user_id: str, agent_config: Any
+    ) -> tuple[LiveChat, Entry, Entry]:
+        """What entering a chat does; `leave` is its other half. Errors as for `chat`."""
+        identity = (self.app_name, user_id, chat_id)
+        key = self._shared.key(agent_config)
+        live, entry, victims = await self._acquire(identity)
+        runner: Entry | None = None
+        try:
+            await self._room.make(victims)
+            async with live.opening:
+                if not live.ready:
+                    await self._data.find(identity)
+                    live.ready = True
+            while runner is None:
+                await self._shared.get(key)
+                runner = self._shared.live(key)
+            # From here to the link there is no await: the runner cannot go.
+            before = live.uses()
+            live.runners.append(runner.ref)
+            live.last_runner = runner.ref
+            live.agent = key.id
+            if live.uses() != before:
+                self._host.link(entry.ref, uses=live.uses())
+        except BaseException:
+            self._end_use(live, entry)
+            if not live.ready and not entry.in_use and self._is_live(live, entry):
+                self._remove(live, "it could not be opened")
+            raise
+        return live, entry, runner
+
+    async def _acquire(self, identity: Identity) -> tuple[LiveChat, Entry, list[Victim]]:
+        """Finds or makes a chat and marks it as in use; with it those that have to make room."""
+        while True:
+            if self._closed:
+                raise NotAlive("the runtime is closed")
+            ref = session_ref(self._host, identity)
+            entry = self._host.entries.get(ref)
+            if entry is not None and entry.terminating:
+                await until_ended(self._host, entry)
+                continue
+            victims: list[Victim] = []
+            if entry is None or entry.obj is not self.chats.get(entry.key):
+                victims = self._room.choose(identity[1])
+                entry = self._add(identity, ref)
+            live: LiveChat = entry.obj
+            self._host.begin_use(ref)
+            self._open_chats += 1
+            self._nobody.clear()
+            self._touch(live, entry)
+            return live, entry, victims
+
+    def _add(self, identity: Identity, ref: str) -> Entry:
+        held = self._host.entries.get(ref)
+        if held is not None and isinstance(held.obj, LiveSession):
+            # Somebody used the session without us; from now on the runtime looks after it.
+            LiveSessions.of(self._host).gone(identity)
+        name = ref.partition("/")[2]
+        self._doubled += name != identity[2]
+        self.chats[name] = LiveChat(identity)
+        user = identity[1]
+        self.user_chats[user] = (*self.user_chats.get(user, ()), name)
+        return self._host.entries[ref]
+
+    def _touch(self, live: LiveChat, entry: Entry) -> None:
+        live.last_used = time.monotonic()
+        # To the end of the dict, the place of the most recently used; nothing else changes.
+        dict.__setitem__(self.chats, entry.key, dict.pop(self.chats, entry.key))
+
+    async def leave(self, live: LiveChat, entry: Entry, runner: Entry) -> None:
+        """The other half of `open`."""
+        before = live.uses()
+        live.runners.remove(runner.ref)
+        live.last_used = time.monotonic()
+        alive = self._is_live(live, entry)
+        if alive and live.uses() != before:
+            self._host.link(entry.ref, uses=live.uses())
+        self._end_use(live, entry)
+        if alive and live.ending is not None and not entry.in_use and not entry.terminating:
+            entry.terminating = _BY_CLOSE
+            try:
+                await self._end(live, entry, _BY_CLOSE, delete=live.ending)
+            except Exception as error:
+                self._report(entry, error)
+
+    def _end_use(self, live: LiveChat, entry: Entry) -> None:
+        self._host.end_use(entry)
+        self._open_chats -= 1
+        if not self._open_chats:
+            self._nobody.set()
+
+    def _is_live(self, live: LiveChat, entry: Entry) -> bool:
+        return self.chats.get(entry.key) is live
+
+    # --- the end of a chat ----------------------------------------------------------------------
+
+    async def end_chat(
+        self, chat_id: str, *, user_id: str | None = None, delete: bool = False
+    ) -> bool:
+        """Ends a chat: now, or as soon as nobody has it open any more.
+
+        The conversation stays, and the next `chat` goes on with it, unless it is to be deleted or the
+        runtime is ephemeral.
+
+        Args:
+            chat_id: of the chat.
+            user_id: whose it is; needed where two users' chats share an id, and to delete the
+                conversation of a chat that this process does not have.
+            delete: the conversation and its recovery record go too.
+
+        Returns:
+            Whether this process had the chat.
+
+        Raises:
+            ValueError: it is not clear whose chat is meant.
+            Exception: what saving or deleting it raises; the chat stays.
+        """
+        found = self._find(chat_id, user_id)
+        if found is None:
+            if delete and user_id is not None:
+                await self._data.delete((self.app_name, user_id, chat_id))
+            return False
+        live, entry = found
+        if entry.terminating:
+            await until_ended(self._host, entry)
+            return await self.end_chat(chat_id, user_id=user_id, delete=delete) or True
+        if entry.in_use:
+            live.ending = delete or bool(live.ending)
+            return True
+        entry.terminating = _BY_CLOSE
+        await self._end(live, entry, _BY_CLOSE, delete=delete)
+        return True
+
+    def heartbeat(self, chat_id: str, *, user_id: str | None = None) -> bool:
+        """Records that somebody still looks at a chat; False when this process does not have it.
+
+        Raises:
+            ValueError: it is not clear whose chat is meant.
+        """
+        found = self._find(chat_id, user_id)
+        if found is None or found[1].terminating:
+            return False
+        live, entry = found
+        live.last_used = time.monotonic()
+        self._touch(live, entry)
+        self._host.entry_used(entry.ref)
+        return True
+
+    def keep_alive(self, chat_id: str, seconds: float, *, user_id: str | None = None) -> bool:
+        """Asks for a stay of so many seconds; False when this process does not have the chat.
+
+        Raises:
+            ValueError: it is not clear whose chat is meant, or the time is not more than 0.
+        """
+        found = self._find(chat_id, user_id)
+        if found is None or found[1].terminating:
+            return False
+        live, entry = found
+        self._host.keep_alive(entry.ref, seconds)
+        live.kept_until = max(live.kept_until, time.monotonic() + seconds)
+        return True
+
+    def _find(self, chat_id: str, user_id: str | None) -> tuple[LiveChat, Entry] | None:
+        if user_id is None:
+            plain = self.chats.get(short(chat_id))
+            # Only where ids are shared is it worth to look at all.
+            chats = self.chats.values() if self._doubled else [plain] if plain else []
+            users = {live.identity[1] for live in chats if live.identity[2] == chat_id}
+            if len(users) > 1:
+                raise ValueError(f"several users have a chat {chat_id}: say whose, user_id=")
+            if not users:
+                return None
+            (user_id,) = users
+        entry = self._host.entries.get(session_ref(self._host, (self.app_name, user_id, chat_id)))
+        if entry is None or not self._is_live(entry.obj, entry):
+            return None
+        return entry.obj, entry
+
+    async def _end(
+        self, live: LiveChat, entry: Entry, reason: str, *, delete: bool = False
+    ) -> None:
+        """Ends a chat that was marked as terminating; when that fails it stays.
+
+        Raises:
+            Exception: what saving or deleting it raises.
+        """
+        try:
+            if not delete:
+                await self._save(entry.key, live)
+                live.ready = False  # As in `_teardown`.
+                await self._data.let_go(live.identity)
+            else:
+                await self._data.delete(live.identity)
+        except BaseException:
+            if self._host.entries.get(entry.ref) is entry:
+                entry.terminating = ""
+            raise
+        self._remove(live, reason)
+
+    async def _save(self, _: str, live: LiveChat) -> None:
+        await self._data.save(live.identity, live.agent)
+
+    async def _teardown(self, _: str, live: LiveChat) -> None:
+        """What the reconciler's order does, after `_save`."""
+        live.ready = (
+            False  # If it is cut short the chat may stay, and has to look for its data anew.
+        )
+        await self._data.let_go(live.identity)
+        self._remove(live)
+
+    def _remove(self, live: LiveChat, reason: str | None = None) -> None:
+        """Takes a chat out of all maps, in one tick."""
+        _, user, chat = live.identity
+        ref = session_ref(self._host, live.identity)
+        name = ref.partition("/")[2]
+        if self.chats.get(name) is not live:
+            return
+        entry = self._host.entries.get(ref)
+        if entry is not None and reason is not None:
+            self._host.forget(entry, reason=reason)
+        self.chats.pop(name)
+        self._doubled -= name != chat
+        left = tuple(other for other in self.user_chats.get(user, ()) if other != name)
+        if left:
+            self.user_chats[user] = left
+        else:
+            self.user_chats.pop(user, None)
+
+    def _report(self, entry: Entry, error: Exception) -> None:
+        reason = f"it stays: {error or type(error).__name__}"
+        log.warning("a chat could not be ended", ref=entry.ref, reason=reason)
+        self._host.record("cleanup_failed", entry.ref, reason=reason)
+
+    # --- the end of the runtime -----------------------------------------------------------------
+
+    async def close(self, grace: float = GRACE_SECONDS) -> None:
+        """Ends in order: no new chats, those in use finish, then all chats, runners and agents.
+
+        A chat that cannot be saved is reported, and goes all the same: the process ends.
+
+        Args:
+            grace: seconds to wait for chats that are in use.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            async with asyncio.timeout(grace):
+                await self._nobody.wait()
+        except TimeoutError:
+            log.warning("chats are still in use at the end", open=self._open_chats)
+        for name, live in list(self.chats.items()):
+            entry = self._host.entries.get(f"session/{name}")
+            if entry is None:
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TEARDOWN_SECONDS):
+                    await until_ended(self._host, entry)
+            if not self._is_live(live, entry):
+                continue
+            entry.terminating = _BY_SHUTDOWN
+            try:
+                await self._end(live, entry, _BY_SHUTDOWN, delete=bool(live.ending))
+            except Exception as error:
+                self._report(entry, error)
+                self._remove(live, "the service shut down; it could not be saved")
+        await self._shared.close()
+        for registry in (self.chats, self.user_chats, self.runners, self.agents, self.creations):
+            self._host.remove(registry)

@@ -1,0 +1,121 @@
+"""How the sessions of a session service come to a host: one that is given, or one of its own.
+
+A service that ADK makes from an address (`?name=chat-api`) has nobody who could give it a host. It
+starts one in the first event loop that uses it, on that loop's connection, and the host ends with the
+loop. When it cannot be started the conversation goes on without, and it is tried again later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from adapters.adk.live_sessions import (
+    Ending,
+    Identity,
+    LiveSession,
+    LiveSessions,
+    session_ref,
+    until_ended,
+)
+from adapters.adk.loop_stores import LoopStores
+from adapters.executor import current_order
+from adapters.host import Host
+from adapters.logs import get_logger
+from store.connection import Unavailable
+from store.errors import ReconcilerError
+
+log = get_logger("adapters.adk.sessions")
+
+_RETRY_SECONDS = 5.0
+APPEND_SPACING = 1.0
+"""Seconds between the recorded uses of a session that is only appended to."""
+
+
+class ServiceHost:
+    """The host of one session service, and what it is told.
+
+    Args:
+        host: that looks after the sessions; None to start one.
+        name: of the service, for a host of its own.
+        namespace: of its log.
+        stores: the connections of the service.
+        ending: what the teardown of a session has to do.
+    """
+
+    def __init__(
+        self,
+        host: Host | None,
+        name: str | None,
+        namespace: str,
+        stores: LoopStores,
+        ending: Ending,
+    ) -> None:
+        self.host = host
+        self._name = name
+        self._namespace = namespace
+        self._stores = stores
+        self._ending = ending
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._not_before = 0.0
+
+    async def ready(self, identity: Identity | None = None) -> None:
+        """Starts a host of its own where none runs, and waits for a teardown of the session."""
+        if self._name is not None and (self._loop is None or self._loop.is_closed()):
+            await self._start_once(self._name)
+        host = self.host
+        # An order, or what the runtime does to end a chat, may read the session that it ends.
+        if host is None or identity is None or current_order.get() is not None:
+            return
+        entry = host.entries.get(session_ref(host, identity))
+        if entry is not None and entry.terminating and isinstance(entry.obj, LiveSession):
+            await until_ended(host, entry)
+
+    async def _start_once(self, name: str) -> None:
+        """Starts one host for all who come at once; one of them giving up does not stop it."""
+        loop = asyncio.get_running_loop()
+        if self._starting is None or self._starting.get_loop().is_closed():
+            if time.monotonic() < self._not_before:
+                return
+            self._starting = loop.create_task(self._start(name))
+        if self._starting.get_loop() is loop:
+            await asyncio.shield(self._starting)
+
+    async def _start(self, name: str) -> None:
+        self._not_before = time.monotonic() + _RETRY_SECONDS
+        loop = asyncio.get_running_loop()
+        try:
+            store = await self._stores.open()
+            host = await Host.connect(store, name=name, namespace=self._namespace)
+        except (ReconcilerError, *Unavailable) as error:
+            log.warning("sessions are not looked after", service=name, reason=str(error))
+            return
+        finally:
+            self._starting = None
+        self.host, self._loop = host, loop
+        self._stores.of_this_loop().endings.append(self.stop)
+
+    async def stop(self) -> None:
+        """Ends a host of its own."""
+        if self._name is None or self.host is None:
+            return
+        host, self.host, self._loop = self.host, None, None
+        self._not_before = 0.0
+        await host.close()
+
+    def note_use(self, identity: Identity, *, spacing: float = 0.0) -> None:
+        """A session was created, opened or appended to."""
+        if self.host is not None:
+            self.host.call(self._used, self.host, identity, spacing)
+
+    def _used(self, host: Host, identity: Identity, spacing: float) -> None:
+        LiveSessions.of(host).note_use(identity, self._ending, spacing=spacing)
+
+    def gone(self, identity: Identity) -> None:
+        """A session was deleted."""
+        if self.host is not None:
+            self.host.call(self._gone, self.host, identity)
+
+    def _gone(self, host: Host, identity: Identity) -> None:
+        LiveSessions.of(host).gone(identity)

@@ -1,0 +1,125 @@
+"""Housekeeping of the partitions a worker holds: snapshots as the log grows, archive and trim.
+
+A snapshot costs in proportion to what is alive, so one is due when as many events were folded since
+the last as there are resources alive, and some thousands at least; or after a while, if anything
+happened at all. Taking one over costs no more than folding the events since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from reconciler.history import Kept, keep_history, save_snapshot
+from reconciler.tail import Tail
+from store.connection import Unavailable
+from store.errors import ArchiveError, Fenced
+from store.lease import Lease
+from store.log import EventLog
+
+log = structlog.get_logger("reconciler.housekeeping")
+
+SNAPSHOT_EVENTS = 20_000
+SNAPSHOT_SECONDS = 300.0
+
+
+class Housekeeping:
+    """Looks after snapshots, archive and the length of the streams.
+
+    Args:
+        event_log, tail: of the worker.
+        leases: gives the leases it holds, by partition.
+        now_ms: gives the time of Redis.
+        snapshot_events: so many events after the last snapshot there is another one.
+        snapshot_seconds: so long after it at the latest, if there were events.
+    """
+
+    def __init__(
+        self,
+        event_log: EventLog,
+        tail: Tail,
+        leases: Callable[[], Mapping[int, Lease]],
+        now_ms: Callable[[], int],
+        *,
+        snapshot_events: int = SNAPSHOT_EVENTS,
+        snapshot_seconds: float = SNAPSHOT_SECONDS,
+    ) -> None:
+        self._log = event_log
+        self._tail = tail
+        self._leases = leases
+        self._now_ms = now_ms
+        self._events = snapshot_events
+        self._seconds = snapshot_seconds
+        self._taken: dict[int, tuple[int, int]] = {}
+        self._busy = asyncio.Lock()
+
+    async def snapshots(self) -> None:
+        """Takes the snapshots that are due."""
+        async with self._busy:
+            for partition, lease in self._leases().items():
+                try:
+                    if self._due(partition):
+                        await self._snapshot(partition, lease)
+                except Fenced as error:
+                    log.warning("snapshot not written: the lease is gone", error=str(error))
+                except Unavailable as error:
+                    log.warning("snapshot not written: Redis is away", error=str(error))
+                    return
+
+    def _due(self, partition: int) -> bool:
+        part = self._tail.parts.get(partition)
+        if part is None:
+            return False
+        now = self._now_ms()
+        events, at = self._taken.setdefault(partition, (self._tail.begun.get(partition, 0), now))
+        since = part.events - events
+        return since > 0 and (
+            since >= max(self._events, part.size) or now - at >= self._seconds * 1000
+        )
+
+    async def _snapshot(self, partition: int, lease: Lease) -> None:
+        part, position = self._tail.parts[partition], self._tail.positions[partition]
+        events, now = part.events, self._now_ms()
+        size = await save_snapshot(await self._log.namespace(), lease, part, position)
+        self._taken[partition] = events, now
+        log.debug("snapshot", partition=partition, position=position, events=events, bytes=size)
+
+    async def archive(self) -> None:
+        """Archives and trims what is older than it is kept, in all partitions."""
+        for partition in self._leases():
+            try:
+                await self.keep(partition)
+            except Fenced as error:
+                log.warning(
+                    "archive left: the lease is gone", partition=partition, error=str(error)
+                )
+            except ArchiveError as error:
+                log.error("archive failed", partition=partition, error=str(error))
+                return
+            except Unavailable as error:
+                log.warning("archive put off: Redis is away", error=str(error))
+                return
+
+    async def keep(self, partition: int) -> Kept:
+        """Takes a snapshot of one partition if anything happened, then archives and trims.
+
+        Raises:
+            Fenced: the lease is no longer held.
+            ArchiveError: the archive cannot be written; nothing that is not in it was trimmed.
+        """
+        async with self._busy:
+            lease = self._leases().get(partition)
+            part = self._tail.parts.get(partition)
+            if lease is None or part is None:
+                raise Fenced(f"partition {partition} is not held by this worker")
+            namespace = await self._log.namespace()
+            if self._taken.get(partition, (0, 0))[0] < part.events:
+                await self._snapshot(partition, lease)
+            kept = await keep_history(namespace, self._log, lease, self._now_ms())
+        if kept.archived or kept.trimmed:
+            log.info(
+                "history kept", partition=partition, archived=kept.archived, trimmed=kept.trimmed
+            )
+        return kept
