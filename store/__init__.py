@@ -4,8 +4,10 @@ The ground floor: it imports neither `reconciler` nor `adapters`.
 """
 
 from store.connection import Store, connect
+from store.durability import Durability
 from store.errors import (
     BadAddress,
+    DurabilityError,
     Fenced,
     MalformedEntry,
     NamespaceError,
@@ -25,6 +27,8 @@ from store.messages import Inventory, Order
 __all__ = [
     "Appended",
     "BadAddress",
+    "Durability",
+    "DurabilityError",
     "EventLog",
     "EventType",
     "Fenced",

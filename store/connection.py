@@ -84,9 +84,15 @@ class Store:
     Attributes:
         url: the address, without a password.
         redis: the client; replies are bytes, and stream entries are not parsed.
+        durability: as the URL asks for it (`?durability=`); see `store.durability`.
     """
 
     def __init__(self, url: str) -> None:
+        # What the project adds to a URL is taken out before redis-py sees it.
+        option = re.search(r"[?&]durability=([^&]*)", url)
+        self.durability = option[1] if option else None
+        if option:
+            url = url[: option.start()] + re.sub("^&", "?", url[option.end() :])
         self.url = shown(url)
         self._address = url
         self._embedded: EmbeddedServer | None = None
@@ -189,8 +195,16 @@ class Store:
         if embedded is not None:
             embedded.stop()
 
-    async def script(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    async def script(
+        self, name: str, keys: Sequence[str], args: Sequence[Any], confirm: Sequence[str] = ()
+    ) -> Any:
         """Runs a script of `store.scripts`.
+
+        Args:
+            name: of the script.
+            keys, args: see its head.
+            confirm: a command to send after it, on the same connection; the answer is then the pair
+                of both answers.
 
         Raises:
             Fenced: the script found that the caller may no longer write.
@@ -201,9 +215,9 @@ class Store:
         sha = sha1(text.encode(), usedforsecurity=False).hexdigest()
         try:
             try:
-                return await self.redis.evalsha(sha, len(keys), *keys, *args)
+                return await self._call(("EVALSHA", sha, len(keys), *keys, *args), confirm)
             except NoScriptError:
-                return await self.redis.eval(text, len(keys), *keys, *args)
+                return await self._call(("EVAL", text, len(keys), *keys, *args), confirm)
         except ResponseError as error:
             message = str(error)
             if message.startswith("FENCED"):
@@ -213,6 +227,18 @@ class Store:
                 writer, first = args[:2] if name == "append" else args[1:3]
                 raise SequenceGap(str(writer), int(first), int(message.split()[1])) from None
             raise
+
+    async def _call(self, command: Sequence[Any], confirm: Sequence[str]) -> Any:
+        if not confirm:
+            return await self.redis.execute_command(*command)
+        pipe = self.redis.pipeline(transaction=False)
+        pipe.execute_command(*command)
+        pipe.execute_command(*confirm)
+        answer, confirmed = await pipe.execute(raise_on_error=False)
+        for part in (answer, confirmed):
+            if isinstance(part, Exception):
+                raise part
+        return answer, confirmed
 
     async def now_ms(self) -> int:
         """The time of Redis, in ms since 1970: the clock of every decision."""
@@ -256,7 +282,8 @@ def connect(url: str) -> Store:
     Args:
         url: `redis://[user:password@]host[:port][/db]`, `rediss://…` (TLS), `unix://PATH`, or
             `embedded://PATH`: a redis-server that is started in that folder if none runs there,
-            lives as long as the process that started it, and keeps its data.
+            lives as long as the process that started it, and keeps its data. `?durability=` says
+            when a host's events count as acknowledged: `memory`, `fsync` or `replicated`.
 
     Raises:
         BadAddress, RedisUnavailable: when it is opened; see `Store.open`.

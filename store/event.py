@@ -203,7 +203,17 @@ def encode(event: EventRow | LifecycleEvent, previous: str) -> tuple[bytes, str]
         body = event.model_dump_json(exclude_defaults=True, exclude={"digest"}).encode()
     else:
         body = _encode(event)
-    digest = chain(previous, body)
+    return seal(body, previous)
+
+
+def encode_body(event: EventRow) -> bytes:
+    """Encodes an event that has no digest yet; `seal` gives it one. The hot half of `encode`."""
+    return _encode(event)
+
+
+def seal(body: bytes, previous: str) -> tuple[bytes, str]:
+    """Ends an encoded event with its digest; the other half of `encode`, with its result."""
+    digest = blake2b(previous.encode() + body, digest_size=DIGEST_CHARS // 2).hexdigest()
     return b'%b,"digest":"%b"}' % (body[:-1], digest.encode()), digest
 
 

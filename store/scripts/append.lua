@@ -12,7 +12,11 @@ local first = tonumber(ARGV[2])
 if first > last + 1 then return redis.error_reply('SEQGAP ' .. (last + 1)) end
 local count = #ARGV - 2
 local seen = last + 1 - first
-if seen >= count then return {last, 0} end
+if seen >= count then
+  -- A write, though it changes nothing: WAIT and WAITAOF speak of the last write of the connection.
+  if known then redis.call('HSET', KEYS[2], ARGV[1], known) end
+  return {last, 0}
+end
 for i = seen + 3, count + 2 do
   redis.call('XADD', KEYS[1], '*', 'e', ARGV[i])
 end

@@ -1,13 +1,21 @@
 -- Publish what a process holds: the buckets that changed, the summary over all, and a note to the
--- worker. All of it is one instant, so a reader never sees a mixture.
+-- worker. All of it is one instant, so a reader never sees a mixture. Publications are numbered: one
+-- that does not follow the last (Redis failed over and forgot some) is not taken, and the host sends
+-- everything anew as number 1.
 --
 -- KEYS  1 inventory (hash)   2 inbox (stream)   3 seqs
--- ARGV  1 process   2 summary   3 note for the worker   4.. bucket number, content ("" to drop it)
--- Answer  1
+-- ARGV  1 process   2 summary   3 note for the worker   4 number of the publication
+--       5.. bucket number, content ("" to drop it)
+-- Answer  1, or 0 when it does not follow the last; then nothing is written
 -- Errors  FENCED   the process was declared lost
 if redis.call('HGET', KEYS[3], ARGV[1]) == 'lost' then return redis.error_reply('FENCED') end
-redis.call('HSET', KEYS[1], 'summary', ARGV[2])
-for i = 4, #ARGV, 2 do
+if ARGV[4] == '1' then
+  redis.call('DEL', KEYS[1])
+elseif redis.call('HGET', KEYS[1], 'number') ~= tostring(tonumber(ARGV[4]) - 1) then
+  return 0
+end
+redis.call('HSET', KEYS[1], 'summary', ARGV[2], 'number', ARGV[4])
+for i = 5, #ARGV, 2 do
   if ARGV[i + 1] == '' then
     redis.call('HDEL', KEYS[1], ARGV[i])
   else
