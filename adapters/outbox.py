@@ -144,7 +144,7 @@ class Outbox:
             log.error(
                 "the outbox is full, events are dropped from now on; the service goes on",
                 process=self.process, last_kept_seq=self.recorded, waiting=len(self),
-                spill=self.problem or ("full" if self._spill else "none: no spill_dir is set"),
+                spill=self.problem or ("too slow" if self._spill else "none: no spill_dir is set"),
             )  # fmt: skip
 
     # --- to Redis -------------------------------------------------------------------------------
@@ -268,12 +268,14 @@ class Outbox:
         async with self._file:
             if self._spill is None:
                 return False
+            if not (wholly or self._parked or self._half_full()):
+                return True
             self._spilling = True
             try:
                 # From here on the file alone tells the next incarnation what was not sent.
-                if self._file_last <= self._loaded and (wholly or self._half_full()):
+                if self._file_last <= self._loaded:
                     await self._copy_ahead()
-                while self._parked or (self._fresh and (wholly or self._half_full())):
+                while self._parked or self._fresh:
                     await self._move_one()
                 if wholly:
                     await _in_thread(self._spill.sync)

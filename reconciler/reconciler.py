@@ -33,7 +33,7 @@ from store.errors import Fenced, ReconcilerError, SequenceGap, UnknownProcess
 from store.event import EventRow, Scalar, process_id
 from store.lease import HeldByOther, Lease, release_lease, take_lease
 from store.log import EventLog
-from store.messages import Action, HostPort, Inventory, Note, Order, encode_message
+from store.messages import Action, HostPort, Inventory, Note, Order, Summary, encode_message
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
 
 log = structlog.get_logger("reconciler")
@@ -42,6 +42,9 @@ LEASE_SECONDS = 10.0
 _FRESH_SECONDS = 3.0
 _OUTCOME_GRACE = 5.0
 _PASS_SPACING = 0.002
+_HOSTS_RETURN_SECONDS = 3.0
+"""A host that lives tries every second to be heard again; so long nobody is declared lost after an
+outage of Redis, or of this worker."""
 
 
 class Reconciler:
@@ -92,6 +95,7 @@ class Reconciler:
         self._requests: set[asyncio.Task[None]] = set()
         self._ready = False
         self._lag_ms = 0
+        self._watched_at = self._watching_since = -inf
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -142,10 +146,10 @@ class Reconciler:
         """The partitions it acts for."""
         return sorted(self._channels)
 
-    def outboxes(self) -> dict[str, int]:
-        """Process -> events that it has not sent yet, as it last said."""
-        summaries = {p: self.inventories.summary(p) for p in self.tail.state.processes}
-        return {p: summary.outbox for p, summary in summaries.items() if summary is not None}
+    def summaries(self) -> list[Summary]:
+        """What the live processes last said of themselves."""
+        found = [self.inventories.summary(p) for p in self.tail.state.processes]
+        return [summary for summary in found if summary is not None]
 
     def lag_seconds(self) -> float:
         """Age of the newest event when it was folded."""
@@ -324,11 +328,36 @@ class Reconciler:
             try:
                 await self.close_lost()
                 await self.keep_leases()
+                await self._fold_afresh()
             except (*Unavailable, SequenceGap) as error:
                 log.warning("leases not renewed: Redis is away, or forgot", error=str(error))
 
+    async def _fold_afresh(self) -> None:
+        """Begins anew with partitions of which Redis forgot what was read."""
+        async with self._lock:
+            of = {p: self._partition(p) for p in self.tail.state.processes}
+            gone = await self.tail.start_over(of)
+        if gone:
+            self._inbox.forget(gone)
+            await self._inbox.open(list(self._channels))
+            self._touch(p for p in self.tail.state.processes if self._partition(p) in gone)
+
+    def _watches(self) -> bool:
+        """Whether it could have heard of every host that lives, were it to renew its lease."""
+        now = time.monotonic()
+        if now - self._watched_at > _HOSTS_RETURN_SECONDS:
+            self._watching_since = now
+        return now - self._watching_since >= _HOSTS_RETURN_SECONDS
+
     async def close_lost(self) -> None:
-        """Closes, in the log, the processes whose lease has lapsed."""
+        """Closes, in the log, the processes whose lease has lapsed.
+
+        While Redis is away every lease lapses; so it must have been there for a while.
+        """
+        if not self._watches():
+            await self._store.now_ms()
+            self._watched_at = time.monotonic()
+            return
         for channel in list(self._channels.values()):
             for process in await channel.lapsed_hosts():
                 reason = "its lease lapsed: the process was not heard of in time"
@@ -339,6 +368,7 @@ class Reconciler:
                     if await channel.close_lost(process, event):
                         self.metrics.lost.inc()
                         log.warning("process lost", process=process)
+        self._watched_at = time.monotonic()
 
     # --- a pass -----------------------------------------------------------------------------------
 

@@ -49,8 +49,9 @@ class Tail:
         """Folds everything up to the present end."""
         for partition in list(self.positions) if partitions is None else partitions:
             while True:
-                page = await self._log.page(partition, self.positions[partition])
-                await self._absorb(page)
+                after = self.positions[partition]
+                page = await self._log.page(partition, after)
+                await self._absorb(page, after)
                 if len(page.rows) + len(page.malformed) < PAGE:
                     break
                 await asyncio.sleep(0)  # A long history must not starve the lease.
@@ -60,17 +61,34 @@ class Tail:
         if not self.positions:
             await asyncio.sleep(block_ms / 1000)
             return False
-        answer = await self._log.wait(dict(self.positions), block_ms=block_ms)
+        asked = dict(self.positions)
+        answer = await self._log.wait(asked, block_ms=block_ms)
         for partition, raw in answer:
             if partition in self.positions:
-                await self._absorb(parse_page(partition, raw, self.positions[partition]))
+                after = asked[partition]
+                await self._absorb(parse_page(partition, raw, after), after)
         return bool(answer)
 
-    async def _absorb(self, page: Page) -> None:
+    async def start_over(self, process_partition: Mapping[str, int]) -> list[int]:
+        """Folds partitions afresh of which Redis forgot what was read, as after a failover.
+
+        Returns:
+            The partitions.
+        """
+        gone = await self._log.forgotten(self.positions)
+        if gone:
+            log.warning("Redis forgot entries that were folded; folding afresh", partitions=gone)
+            self.drop(gone, process_partition)
+            await self.add(gone)
+        return gone
+
+    async def _absorb(self, page: Page, after: str) -> None:
         partition, metrics, state = page.partition, self._metrics, self.state
         position = id_key(self.positions[partition])
         if id_key(page.position) <= position:
             return
+        if id_key(after) > position:
+            return  # It was read before the partition was begun anew: what lies between is missing.
         for entry_id, row in page.rows:
             key = id_key(entry_id)
             if key <= position:
