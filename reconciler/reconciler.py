@@ -96,6 +96,7 @@ class Reconciler:
         self._ready = False
         self._lag_ms = 0
         self._watched_at = self._watching_since = -inf
+        self._run_id = ""
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -111,6 +112,7 @@ class Reconciler:
         self.inventories = InventoryReader(self.namespace)
         self._inbox = Inbox(self.namespace)
         await self._set_clock()
+        self._run_id = await self._store.run_id()
         return self
 
     async def __aenter__(self) -> Self:
@@ -126,6 +128,7 @@ class Reconciler:
         """Takes leases and reconciles, until it is cancelled; then gives the leases back."""
         try:
             await self.keep_leases()
+            check_cancelled()
             async with asyncio.TaskGroup() as group:
                 for work in (self._follow, self._listen, self._reconcile_changes, self._keep):
                     group.create_task(work(), name=f"reconciler {work.__name__}")
@@ -336,7 +339,9 @@ class Reconciler:
         """Begins anew with partitions of which Redis forgot what was read."""
         async with self._lock:
             of = {p: self._partition(p) for p in self.tail.state.processes}
-            gone = await self.tail.start_over(of)
+            run_id = await self._store.run_id()
+            before, self._run_id = self._run_id, run_id
+            gone = await self.tail.start_over(of, new_server=before not in {run_id, ""})
         if gone:
             self._inbox.forget(gone)
             await self._inbox.open(list(self._channels))

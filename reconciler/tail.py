@@ -69,15 +69,22 @@ class Tail:
                 await self._absorb(parse_page(partition, raw, after), after)
         return bool(answer)
 
-    async def start_over(self, process_partition: Mapping[str, int]) -> list[int]:
-        """Folds partitions afresh of which Redis forgot what was read, as after a failover.
+    async def start_over(
+        self, process_partition: Mapping[str, int], *, new_server: bool
+    ) -> list[int]:
+        """Folds partitions afresh of which Redis may have forgotten what was read.
+
+        Args:
+            process_partition: of the processes in the state.
+            new_server: another server answers, or the same one was started again: what it lacks
+                may be hidden behind what was written since, so everything is folded afresh.
 
         Returns:
             The partitions.
         """
-        gone = await self._log.forgotten(self.positions)
+        gone = list(self.positions) if new_server else await self._log.forgotten(self.positions)
         if gone:
-            log.warning("Redis forgot entries that were folded; folding afresh", partitions=gone)
+            log.warning("Redis failed over or was restarted; folding afresh", partitions=gone)
             self.drop(gone, process_partition)
             await self.add(gone)
         return gone

@@ -240,6 +240,12 @@ class Store:
                 raise part
         return answer, confirmed
 
+    async def run_id(self) -> str:
+        """Which server answers, and since which start of it; the same for ever on a cluster."""
+        if not hasattr(self.redis, "connection_pool"):
+            return "cluster"
+        return str((await self.redis.info("server")).get("run_id", ""))
+
     async def now_ms(self) -> int:
         """The time of Redis, in ms since 1970: the clock of every decision."""
         seconds, micros = await self.redis.time()

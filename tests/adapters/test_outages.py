@@ -190,15 +190,13 @@ class TestRestarts:
                         await asyncio.sleep(0.01)
 
                 loads = [asyncio.create_task(load(host)) for host in (one, other)]
+
+                async def more(host: Host) -> None:
+                    mark = host.recorder.outbox.acknowledged + 500
+                    await eventually(lambda: host.recorder.outbox.acknowledged > mark, BACK)
+
                 for _ in range(times):
-                    marks = [host.recorder.outbox.acknowledged + 500 for host in (one, other)]
-                    await eventually(
-                        lambda: all(
-                            host.recorder.outbox.acknowledged > mark
-                            for host, mark in zip((one, other), marks, strict=True)
-                        ),
-                        BACK,
-                    )
+                    await asyncio.gather(more(one), more(other))
                     redis.kill()
                     redis.start()
                 running = False
@@ -284,7 +282,7 @@ class TestFailover:
         """The last 500 events are sent again, by a host that goes on and by one that has nothing new."""
         await pair.linked()
         with caplog.at_level(logging.WARNING):
-            async with Host.connect(pair.url, name="svc", namespace="t", lease_seconds=30) as host:
+            async with Host.connect(pair.url, name="svc", namespace="t", lease_seconds=5) as host:
                 registry = host.registry("session")
                 for number in range(300):
                     registry[f"s{number}"] = object()
@@ -331,16 +329,23 @@ class TestFailover:
                 runners[f"r{number}"] = object()
             await sent(host)
             seq = host.recorder.seq
-            await eventually(lambda: worker.tail.state.processes[host.process].seq >= seq, BACK)
-            pair.fail_over()
 
-            def same_live() -> bool:
+            def folded(seq: int) -> bool:
                 state = worker.tail.state.processes.get(host.process)
-                return state is not None and len(state.resources) == len(runners)
+                return state is not None and state.seq == seq
 
-            await eventually(same_live, BACK)
+            await eventually(lambda: folded(seq), BACK)
+            pair.fail_over()
             del runners["r"]
             await eventually(lambda: "u" not in index, BACK, "the dangling entry goes")
+            await sent(host)
+            await eventually(lambda: folded(host.recorder.seq), BACK)
+            run_id = await store.run_id()
+            await eventually(lambda: worker._run_id == run_id and folded(host.recorder.seq), BACK)
+            mine = worker.tail.state.processes[host.process]
+            there = (await fold_log(EventLog(store, "t"))).processes[host.process]
+            assert set(mine.resources) == set(there.resources)
+            assert len(mine.resources) == len(runners)
 
 
 class TestOutage:
