@@ -26,9 +26,9 @@ from adapters.logs import get_logger
 from adapters.outbox import OUTBOX_LIMIT
 from adapters.recorder import Recorder
 from adapters.registry import Index, ObservedDict, Registry, Teardown, observable
-from adapters.sender import CANNOT_SEND, RETRY_FIRST, OutboxOptions, Sender
+from adapters.sender import AWAY, CANNOT_SEND, RETRY_FIRST, OutboxOptions, Sender
 from adapters.spill import SPILL_LIMIT
-from store.connection import Store, Unavailable, check_cancelled, connect
+from store.connection import Store, check_cancelled, connect
 from store.durability import Durability
 from store.errors import NotAlive
 from store.event import Scalar
@@ -624,7 +624,7 @@ class Host:
                 if away:
                     await self._sender.channel.look_back()
                 orders = await self._sender.channel.orders()
-            except Unavailable:
+            except AWAY:
                 away = True
                 await asyncio.sleep(RETRY_FIRST)
                 continue
@@ -660,7 +660,7 @@ class Host:
             self._sender.report()
             try:
                 await self._sender.beat()
-            except Unavailable:
+            except AWAY:
                 next_beat = time.monotonic()
 
 

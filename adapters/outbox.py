@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from adapters.logs import get_logger
 from adapters.spill import SPILL_LIMIT, SpillFile
 from store.errors import ReconcilerError
-from store.event import NO_DIGEST, EventRow, encode_body, seal, split_digest
+from store.event import NO_DIGEST, EventRow, encode_body, seal, seal_all, split_digest
 
 log = get_logger("adapters.outbox")
 T = TypeVar("T")
@@ -161,20 +161,29 @@ class Outbox:
             elif self._fresh:
                 if self._relink:
                     self._digest, self._relink = self._sent_digest, False
-                taken = self._take()
-                self._leave(taken)
-                self._put_ahead(taken)
+                self._take_ahead()
         return self.acknowledged + 1, self._ahead[0] if self._ahead else []
+
+    def prepare(self) -> None:
+        """Makes the next batch ready while one is on its way, if it is a full one."""
+        in_memory = not (self._parked or self._spilling or self._relink)
+        if in_memory and self._file_last <= self._loaded and len(self._fresh) >= BATCH:
+            self._take_ahead()
+
+    def _take_ahead(self) -> None:
+        taken = self._take()
+        self._leave(taken)
+        self._put_ahead(taken)
 
     def _take(self) -> list[bytes]:
         """Gives the next fresh events their digests."""
-        batch: list[bytes] = []
-        size, digest, fresh = 0, self._digest, self._fresh
-        while fresh and len(batch) < BATCH and size < BATCH_BYTES:
-            payload, digest = seal(fresh.popleft(), digest)
-            batch.append(payload)
-            size += len(payload)
-        self._digest = digest
+        bodies: list[bytes] = []
+        size, fresh = 0, self._fresh
+        while fresh and len(bodies) < BATCH and size < BATCH_BYTES:
+            body = fresh.popleft()
+            bodies.append(body)
+            size += len(body)
+        batch, self._digest = seal_all(bodies, self._digest)
         return batch
 
     def _leave(self, batch: list[bytes]) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from redis.exceptions import RedisError
+
 from adapters.inventory import InventoryBook
 from adapters.leftovers import send_left_behind
 from adapters.logs import get_logger
@@ -38,8 +40,8 @@ RETRY_FIRST, RETRY_LONGEST = 0.05, 1.0
 _PUBLISH_SPACING = 0.01
 _SPILL_RETRY = 5.0
 
-AWAY: tuple[type[Exception], ...] = (*Unavailable, NotConfirmed)
-"""What says that it may be tried again later."""
+AWAY: tuple[type[Exception], ...] = (*Unavailable, RedisError, NotConfirmed)
+"""What says that it may be tried again later: whatever a server says, a host never gives up."""
 CANNOT_SEND: tuple[type[Exception], ...] = (*AWAY, TimeoutError, Fenced, SequenceGap)
 
 
@@ -256,7 +258,18 @@ class Sender:
     async def _append(self, first: int, payloads: list[bytes]) -> None:
         if payloads:
             outbox = self.outbox
-            await self._log.append_encoded(outbox.process, first, payloads, self._confirm or ())
+            sending = asyncio.ensure_future(
+                self._log.append_encoded(outbox.process, first, payloads, self._confirm or ())
+            )
+            try:
+                if len(outbox) > 2 * len(payloads):
+                    await asyncio.sleep(0)  # It is on its way. Redis works now, and so do we.
+                    outbox.prepare()
+                await sending
+            except asyncio.CancelledError:
+                sending.cancel()
+                await asyncio.wait({sending})
+                raise
             if first == outbox.acknowledged + 1:  # Else Redis forgot meanwhile, and we went back.
                 outbox.acknowledge()
                 await outbox.sweep()

@@ -23,7 +23,10 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    MasterDownError,
     NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
 )
@@ -47,6 +50,9 @@ Unavailable = (
     RedisConnectionError,
     RedisTimeoutError,
     BusyLoadingError,
+    ReadOnlyError,  # A failover is under way: the master has become a replica.
+    MasterDownError,
+    OutOfMemoryError,
     OSError,
 )
 """What a client raises while Redis is away. Whoever sees one of these may try again later."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Iterable
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Annotated
@@ -215,6 +216,15 @@ def seal(body: bytes, previous: str) -> tuple[bytes, str]:
     """Ends an encoded event with its digest; the other half of `encode`, with its result."""
     digest = blake2b(previous.encode() + body, digest_size=DIGEST_CHARS // 2).hexdigest()
     return b'%b,"digest":"%b"}' % (body[:-1], digest.encode()), digest
+
+
+def seal_all(bodies: Iterable[bytes], previous: str) -> tuple[list[bytes], str]:
+    """`seal` for events that follow each other: the payloads, and the digest for the next event."""
+    payloads, digest = [], previous.encode()
+    for body in bodies:
+        digest = blake2b(digest + body, digest_size=DIGEST_CHARS // 2).hexdigest().encode()
+        payloads.append(b'%b,"digest":"%b"}' % (body[:-1], digest))
+    return payloads, digest.decode()
 
 
 def split_digest(payload: bytes) -> tuple[bytes, str]:

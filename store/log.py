@@ -180,7 +180,7 @@ class EventLog:
             NotConfirmed: the events are in the log, but not as durable as was asked.
         """
         keys = (await self.namespace()).partition_keys(process)
-        args = [process, first, *payloads]
+        args = [process, first, len(payloads), b"\n".join(payloads)]
         answer = await self._store.script("append", [keys.log, keys.seqs], args, confirm)
         if confirm:
             answer, reply = answer

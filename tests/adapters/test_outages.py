@@ -490,6 +490,22 @@ async def test_memory_is_flat(own_redis: RedisProcess, rounds: int):
         assert len(host.entries) == 0
 
 
+async def test_a_server_that_refuses_writes(own_redis: RedisProcess):
+    """A server that is out of memory is as good as away: all is sent when it takes writes again."""
+    async with (
+        connect(own_redis.url) as store,
+        Host.connect(own_redis.url, name="svc", namespace="t") as host,
+    ):
+        await store.redis.config_set("maxmemory", 1)
+        for _ in range(10):
+            host.record("reused", "session/s")
+        await eventually(lambda: not host._sender._connected, BACK)
+        await store.redis.config_set("maxmemory", 0)
+        await sent(host)
+        async with log_of(own_redis) as log:
+            assert await whole(log, host.process) == host.recorder.seq
+
+
 async def test_story_of_a_short_outage(own_redis: RedisProcess):
     """What happened while Redis was away stands in the log as it happened."""
     async with Host.connect(own_redis.url, name="svc", namespace="t") as host:
