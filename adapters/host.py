@@ -134,7 +134,8 @@ class Host:
             lease_seconds: the process counts as lost when it was not heard of for so long.
             spill_dir: a folder for events that wait while Redis is away and memory is half full; the
                 next incarnation of the service sends what this one could not. None has no file.
-            outbox_limit: events that wait in memory at the most (and 512 bytes for each).
+            outbox_limit: events that wait in memory at the most (and 512 bytes for each), beyond what
+                the service holds when it is taken in.
             spill_limit: bytes that the file may have.
             durability: when an event counts as acknowledged: `memory`, `fsync` or `replicated`, see
                 `store.durability`; None takes `?durability=` of the URL, or `memory`.
@@ -186,6 +187,7 @@ class Host:
             self._dropped += self.recorder.outbox.dropped
             self.recorder = recorder
         recorder.record("process_started", f"process/{self.process}", attrs={"pid": os.getpid()})
+        recorder.outbox.allow(len(self.entries))
         for entry in self.entries.values():
             self._record_entry("adopted", entry, reason="held by the process at its start")
         self._book.put_back_all()
@@ -256,6 +258,7 @@ class Host:
         else:
             self.registries.append(registry)
             registry.host = self
+            self.recorder.outbox.allow(len(registry))
             for key, value in registry.items():
                 self.entry_added(registry, key, value, type="adopted")
         self._sender.report()

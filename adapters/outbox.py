@@ -127,6 +127,11 @@ class Outbox:
             if self._crowded is not None:
                 self._crowded()
 
+    def allow(self, count: int) -> None:
+        """Makes room for so many events more: what a service holds is adopted in one tick."""
+        self._limit += count
+        self._limit_bytes += count * _EVENT_BYTES
+
     def add_last(self, body: bytes) -> None:
         """Takes in the end of a process whose outbox was full, though there is no room; as `add`."""
         self._fresh.append(body)

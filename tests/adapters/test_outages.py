@@ -446,6 +446,18 @@ class TestOutage:
                 assert host._summary().dropped == old.outbox.dropped
         assert caplog.text.count("the outbox is full") == 1
 
+    async def test_taking_in_more_than_the_bound(self, own_redis: RedisProcess):
+        """A service may hold more than its outbox: taking it in, and adopting it anew, is not dropped."""
+        held = {f"s{number}": object() for number in range(3000)}
+        async with Host.connect(own_redis.url, name="svc", namespace="t", outbox_limit=500) as host:
+            host.registry("session", held)
+            await sent(host)
+            await host._sender.go_on_as_new("the test says so")
+            await sent(host)
+            assert host._summary().dropped == 0
+            async with log_of(own_redis) as log:
+                assert len((await fold_log(log)).processes[host.process].resources) == 3000
+
     async def test_full_disk(self, own_redis: RedisProcess, tmp_path: Path):
         """A file size limit stands in for a full disk: one line, then memory, then a new process."""
         host = LoadedHost(tmp_path, own_redis.url, "t", str(400_000))
