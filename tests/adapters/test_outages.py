@@ -502,6 +502,65 @@ async def test_memory_is_flat(own_redis: RedisProcess, rounds: int):
         assert len(host.entries) == 0
 
 
+class TestForgetful:
+    """Redis comes back with nothing at all, or will not hear of this process any more."""
+
+    async def test_everything_forgotten(self, own_redis: RedisProcess):
+        """All that is kept is sent again, to a namespace that is made anew."""
+        async with (
+            connect(own_redis.url) as store,
+            Host.connect(own_redis.url, name="svc", namespace="t", lease_seconds=2) as host,
+        ):
+            sessions = host.registry("session", {f"s{number}": object() for number in range(800)})
+            await sent(host)
+            await store.redis.flushall()
+            async with log_of(own_redis) as log:
+
+                async def again() -> bool:
+                    return await log.last_seq(host.process) == host.recorder.seq
+
+                await eventually(again, BACK)
+                assert await whole(log, host.process) == host.recorder.seq
+                assert len((await fold_log(log)).processes[host.process].resources) == len(sessions)
+
+    async def test_more_forgotten_than_kept(
+        self, own_redis: RedisProcess, monkeypatch: pytest.MonkeyPatch
+    ):
+        """A process that cannot send it all again goes on as a new one, and adopts what it holds."""
+        monkeypatch.setattr("adapters.outbox.KEPT_EVENTS", 100)
+        async with (
+            connect(own_redis.url) as store,
+            Host.connect(own_redis.url, name="svc", namespace="t", lease_seconds=2) as host,
+        ):
+            host.registry("session", {f"s{number}": object() for number in range(800)})
+            await sent(host)
+            old = host.process
+            await store.redis.flushall()
+            await eventually(lambda: host.process != old, BACK)
+            await sent(host)
+            async with log_of(own_redis) as log:
+                assert list((await fold_log(log)).processes) == [host.process]
+                assert await whole(log, host.process) == host.recorder.seq
+
+    async def test_declared_lost(self, own_redis: RedisProcess, tmp_path: Path):
+        """A fenced process goes on as a new one; its spill file goes, the new one has its own."""
+        async with (
+            connect(own_redis.url) as store,
+            Host.connect(
+                own_redis.url, name="svc", namespace="t", lease_seconds=2, spill_dir=tmp_path
+            ) as host,
+        ):
+            host.registry("session", {f"s{number}": object() for number in range(8)})
+            await sent(host)
+            old, log = host.process, EventLog(store, "t")
+            await store.redis.hset((await log.namespace()).partition_keys(old).seqs, old, "lost")
+            host.record("reused", "session/s1")
+            await eventually(lambda: host.process != old, BACK)
+            await sent(host)
+            await eventually(lambda: len(spill_files(tmp_path)) == 1)
+            assert len((await fold_log(log)).processes[host.process].resources) == 8
+
+
 async def test_a_server_that_refuses_writes(own_redis: RedisProcess):
     """A server that is out of memory is as good as away: all is sent when it takes writes again."""
     async with (
