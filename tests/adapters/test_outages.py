@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+from redis.asyncio import Redis
 
 from adapters import Host
 from adapters.outbox import KEPT_BYTES
@@ -230,30 +231,34 @@ class Pair:
         new.symlink_to(server.socket)
         new.replace(self._address)
 
+    def _replica(self) -> Redis:
+        """A plain client: `connect` refuses a replica."""
+        return Redis.from_url(self.replica.url)
+
     async def linked(self) -> None:
         """The replica follows."""
 
         async def up() -> bool:
-            async with connect(self.replica.url) as store:
-                info = await store.redis.info("replication")
+            async with self._replica() as redis:
+                info = await redis.info("replication")
                 return bool(info["master_link_status"] == "up")
 
         await eventually(up, BACK)
 
     async def has(self, log: EventLog, process: str, seq: int) -> None:
         """The replica has events of a process up to `seq`."""
-        async with connect(self.replica.url) as store:
+        async with self._replica() as redis:
             key = (await log.namespace()).partition_keys(process).seqs
 
             async def there() -> bool:
-                return int(await store.redis.hget(key, process) or 0) >= seq
+                return int(await redis.hget(key, process) or 0) >= seq
 
             await eventually(there, BACK)
 
     async def cut(self) -> None:
         """The replica follows no longer; it could be promoted as it is."""
-        async with connect(self.replica.url) as store:
-            await store.redis.execute_command("REPLICAOF", "NO", "ONE")
+        async with self._replica() as redis:
+            await redis.execute_command("REPLICAOF", "NO", "ONE")
 
     def fail_over(self) -> None:
         """The master dies, the replica stands at its address."""
