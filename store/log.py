@@ -286,6 +286,11 @@ class EventLog:
             return await past.backward(partition, until, count)
         return raw
 
+    async def latest_before(self, partition: int, entry_id: str) -> str | None:
+        """The id of the last entry of a partition before `entry_id`; None when there is none."""
+        raw = await self._before(partition, f"({entry_id}", 1)
+        return raw[-1][0].decode() if raw else None
+
     async def page(
         self, partition: int, after: str = START, *, until: str = "+", count: int = PAGE
     ) -> Page:

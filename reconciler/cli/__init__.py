@@ -19,6 +19,8 @@ from redis.exceptions import RedisError
 from reconciler import logs
 from reconciler.cli.archive import archive
 from reconciler.cli.demo import demo
+from reconciler.cli.doctor import doctor
+from reconciler.cli.explain import explain
 from reconciler.cli.log import log
 from reconciler.cli.reconcile import reconcile
 from reconciler.cli.replay import replay
@@ -41,7 +43,18 @@ def cli() -> None:
     gc.set_threshold(50_000, 50, 50)
 
 
-for command in (demo, worker, reconcile, status, log, replay, archive, verify):
+for command in (
+    demo,
+    worker,
+    reconcile,
+    status,
+    log,
+    replay,
+    explain,
+    doctor,
+    archive,
+    verify,
+):
     cli.add_command(command)
 
 

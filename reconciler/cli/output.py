@@ -15,6 +15,8 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -23,6 +25,7 @@ from rich.text import Text
 
 from reconciler.fleet import Progress as Tell
 from reconciler.moment import clock
+from reconciler.moment import span as ago
 
 __all__ = ["ago", "clock", "console", "emit", "reading", "size", "table"]
 
@@ -58,18 +61,16 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     return made
 
 
-def ago(ms: float) -> str:
-    """A span of time for people."""
-    seconds = ms / 1000
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.1f} s"
-
-
 def size(number: int) -> str:
     """Bytes for people."""
     return f"{number / 2**20:.1f} MiB"
+
+
+class _Rate(ProgressColumn):
+    """Entries a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f}/s", style="dim")
 
 
 def reading(total: int) -> AbstractContextManager[Tell]:
@@ -83,7 +84,7 @@ def progress(what: str, total: int) -> Iterator[Tell]:
     if not sys.stderr.isatty() or total == 0:
         yield lambda count: None
         return
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda count: bar.update(task, advance=count)

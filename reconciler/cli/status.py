@@ -1,46 +1,157 @@
-"""`agent-reconciler status`: what is alive, what is drift, who works on it."""
+"""`agent-reconciler status`: what is alive, what is drift, who works on it; once, or kept in view."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import click
+from rich.console import Group, RenderableType
+from rich.live import Live
 
 from reconciler.cli.options import common, opened
-from reconciler.cli.output import ago, console, emit, reading, size, table
-from reconciler.describe import describe
-from reconciler.fleet import Fleet, read_fleet
+from reconciler.cli.output import ago, clock, console, emit, reading, size, table
+from reconciler.describe import describe, describe_resource
+from reconciler.fleet import Fleet
+from reconciler.fleet_view import FleetView, Rates, oldest_idle
+from reconciler.stuck import find_stuck
 from store.lease import holders
 from store.log import EventLog
+from store.namespace import Namespace
 
 Held = dict[int, str | None]
 """Partition -> the worker that has its lease, None where nobody has."""
 
+_IDLE_SHOWN = 5
+_DRIFT_SHOWN = 20
+
 
 @click.command()
 @common
-def status(url: str, namespace: str, as_json: bool) -> None:
-    """Show processes, live resources, drift, stuck teardowns and workers."""
-    fleet, held = asyncio.run(_look(url, namespace))
-    if as_json:
-        emit(describe(fleet) | {"partitions": {str(p): worker for p, worker in held.items()}})
-    else:
-        _show(fleet, held)
+@click.option("-w", "--watch", is_flag=True, help="Go on looking, until Ctrl-C.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two looks.",
+)
+def status(url: str, namespace: str, as_json: bool, watch: bool, interval: float) -> None:
+    """Show processes, live resources, drift, oldest idle, stuck teardowns, workers and rates."""
+    asyncio.run(_status(url, namespace, as_json, interval if watch else None))
 
 
-async def _look(url: str, name: str) -> tuple[Fleet, Held]:
+async def _status(url: str, name: str, as_json: bool, interval: float | None) -> None:
     async with opened(url, name) as (store, namespace):
+        view = FleetView(store, namespace)
         with reading(await EventLog(store, namespace).length()) as tell:
-            fleet = await read_fleet(store, namespace, progress=tell)
-        leases = await holders(namespace, namespace.all_partitions())
-        return fleet, {p: token and token.rpartition(" ")[0] for p, token in leases.items()}
+            await view.open(tell)
+        if interval is not None:
+            await _watch(view, namespace, interval, as_json=as_json)
+            return
+        fleet, rates = await view.look()
+        held = await _held(namespace)
+        if as_json:
+            emit(describe_status(fleet, rates, held))
+        else:
+            console().print(picture(fleet, rates, held), soft_wrap=not sys.stdout.isatty())
 
 
-def _show(fleet: Fleet, held: Held) -> None:
+async def _held(namespace: Namespace) -> Held:
+    leases = await holders(namespace, namespace.all_partitions())
+    return {p: token and token.rpartition(" ")[0] for p, token in leases.items()}
+
+
+async def _watch(view: FleetView, namespace: Namespace, interval: float, *, as_json: bool) -> None:
+    """Redraws on a terminal; in a pipe each look is a line."""
     out = console()
+    if out.is_terminal and not as_json:
+        with Live(console=out, screen=True, auto_refresh=False) as live:
+            while True:
+                fleet, rates = await view.look()
+                live.update(picture(fleet, rates, await _held(namespace)), refresh=True)
+                await asyncio.sleep(interval)
+    while True:
+        fleet, rates = await view.look()
+        if as_json:
+            emit(describe_status(fleet, rates, await _held(namespace)))
+        else:
+            click.echo(line_of(fleet, rates))
+        sys.stdout.flush()
+        await asyncio.sleep(interval)
+
+
+def describe_status(fleet: Fleet, rates: Rates, held: Held) -> dict[str, Any]:
+    """A fleet, its rates and who works on it as plain values."""
+    return describe(fleet) | {
+        "partitions": {str(partition): worker for partition, worker in held.items()},
+        "oldest_idle": [
+            describe_resource(process, resource) | {"idle_ms": fleet.now_ms - resource.used_ms}
+            for process, resource in oldest_idle(fleet.state, _IDLE_SHOWN)
+        ],
+        "stuck": [
+            {
+                "ref": one.ref,
+                "process": one.process,
+                "entry": one.entry,
+                "failures": one.failures,
+                "reason": one.reason,
+                "next_try_ms": one.next_try_ms,
+            }
+            for one in find_stuck(fleet.state, fleet.policy)
+        ],
+        "rates": {
+            "seconds": rates.seconds,
+            "appeared": rates.appeared,
+            "went": rates.went,
+            "torn_down": rates.torn_down,
+            "failed": rates.failed,
+            "refused": rates.refused,
+            "appeared_per_minute": rates.per_minute(rates.appeared),
+            "went_per_minute": rates.per_minute(rates.went),
+        },
+    }
+
+
+def line_of(fleet: Fleet, rates: Rates) -> str:
+    """A fleet in one line, for a pipe."""
+    drift = fleet.drift
+    kinds = Counter(r.kind for p in fleet.state.processes.values() for r in p.resources.values())
+    stuck = sum(1 for _ in find_stuck(fleet.state, fleet.policy))
+    alive = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "nothing alive"
+    return (
+        f"{clock(fleet.now_ms)}  {len(fleet.state.processes)} processes  {alive}  drift: "
+        f"{len(drift.orphans)} orphans, {len(drift.dangling)} dangling, {len(drift.ghosts)} ghosts, "
+        f"{len(drift.untracked)} untracked  {stuck} stuck  "
+        f"+{rates.per_minute(rates.appeared):.1f} -{rates.per_minute(rates.went):.1f} a minute"
+    )
+
+
+def picture(fleet: Fleet, rates: Rates, held: Held) -> Group:
+    """A fleet as tables."""
+    parts: list[RenderableType] = [_processes(fleet)]
+    kinds = Counter(r.kind for p in fleet.state.processes.values() for r in p.resources.values())
+    if kinds:
+        parts.append(
+            f"alive: {', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}"
+        )
+    parts.append(
+        f"in the last {ago(rates.seconds * 1000)}: {rates.appeared} appeared "
+        f"({rates.per_minute(rates.appeared):.1f} a minute), {rates.went} went "
+        f"({rates.per_minute(rates.went):.1f} a minute), {rates.torn_down} of them by order; "
+        f"{rates.refused} teardowns refused, {rates.failed} failed"
+    )
+    parts += [_drift(fleet), *_idle(fleet), *_stuck(fleet), *_workers(fleet, held)]
+    if fleet.quarantined:
+        rows = list(fleet.quarantined.items())
+        parts.append(table("quarantined entries", ["entry", "why it is not an event"], rows))
+    return Group(*parts)
+
+
+def _processes(fleet: Fleet) -> RenderableType:
     now = fleet.now_ms
     rows: list[tuple[Any, ...]] = []
     for name, process in fleet.state.processes.items():
@@ -59,52 +170,67 @@ def _show(fleet: Fleet, held: Held) -> None:
             )
         )
     columns = ["process", "up", "alive", "in use#", "oldest idle", "memory#", "fds#"]
-    out.print(table("processes", columns, rows) if rows else "no process is alive")
+    return table("processes", columns, rows) if rows else "no process is alive"
+
+
+def _drift(fleet: Fleet) -> RenderableType:
     drift = fleet.drift
-    if drift:
-        rows = [
-            (
-                item.sort,
-                item.ref,
-                f"{item.registry}[{item.key}]" if item.registry else "",
-                item.process,
-                item.reason,
-            )
-            for item in list(drift)[:20]
-        ]
-        more = sum(1 for _ in drift) - len(rows)
-        title = "drift" + (f" (the first 20; {more} more)" if more else "")
-        out.print(table(title, ["sort", "resource", "entry", "process", "why"], rows))
-    else:
-        out.print("no drift")
-    if fleet.plan.stuck:
-        rows = [(w.item.ref, w.item.process, w.failures, w.reason) for w in fleet.plan.stuck]
-        out.print(table("stuck teardowns", ["resource", "process", "failures#", "why"], rows))
-    _show_workers(fleet, held)
-    if fleet.quarantined:
-        rows = list(fleet.quarantined.items())
-        out.print(table("quarantined entries", ["entry", "why it is not an event"], rows))
+    if not drift:
+        return "no drift"
+    rows = [
+        (
+            item.sort,
+            item.ref,
+            f"{item.registry}[{item.key}]" if item.registry else "",
+            item.process,
+            item.reason,
+        )
+        for item in list(drift)[:_DRIFT_SHOWN]
+    ]
+    counts = {
+        "orphans": drift.orphans, "dangling": drift.dangling, "ghosts": drift.ghosts,
+        "untracked": drift.untracked,
+    }  # fmt: skip
+    title = f"drift: {', '.join(f'{len(items)} {sort}' for sort, items in counts.items() if items)}"
+    more = sum(map(len, counts.values())) - len(rows)
+    title += f" (the first {_DRIFT_SHOWN})" if more else ""
+    return table(title, ["sort", "resource", "entry", "process", "why"], rows)
 
 
-def _show_workers(fleet: Fleet, held: Held) -> None:
-    out = console()
-    names = sorted(fleet.workers.keys() | {worker for worker in held.values() if worker})
+def _idle(fleet: Fleet) -> list[RenderableType]:
+    rows = [
+        (resource.ref, process, ago(fleet.now_ms - resource.used_ms), ", ".join(resource.uses))
+        for process, resource in oldest_idle(fleet.state, _IDLE_SHOWN)
+    ]
+    return [table("longest idle", ["resource", "process", "idle#", "uses"], rows)] if rows else []
+
+
+def _stuck(fleet: Fleet) -> list[RenderableType]:
+    rows = [
+        (one.ref, one.entry, one.process, one.failures, clock(one.next_try_ms), one.reason)
+        for one in find_stuck(fleet.state, fleet.policy)
+    ]
+    columns = ["resource", "entry", "process", "failures#", "next try", "why"]
+    return [table("stuck teardowns", columns, rows)] if rows else []
+
+
+def _workers(fleet: Fleet, held: Held) -> list[RenderableType]:
     rows = []
-    for worker in names:
+    for worker in sorted(fleet.workers.keys() | {worker for worker in held.values() if worker}):
         beat = fleet.workers.get(worker, {})
         mine = [partition for partition, holder in held.items() if holder == worker]
         heard = ago(fleet.now_ms - beat["at_ms"]) if "at_ms" in beat else "?"
         rows.append((worker, len(mine), spans(mine), f"{beat.get('lag_seconds', 0):.3f} s", heard))
-    if rows:
-        columns = ["worker", "partitions#", "which", "lag#", "last heard of"]
-        out.print(table("workers", columns, rows))
-    else:
-        out.print("no worker runs: start one with `agent-reconciler worker`")
+    if not rows:
+        return ["no worker runs: start one with `agent-reconciler worker`"]
+    columns = ["worker", "partitions#", "which", "lag#", "last heard of"]
+    parts: list[RenderableType] = [table("workers", columns, rows)]
     free = [partition for partition, holder in held.items() if holder is None]
-    if free and rows:
-        out.print(
+    if free:
+        parts.append(
             f"nobody acts for partitions {spans(free)}: a worker takes them within a lease time"
         )
+    return parts
 
 
 def spans(numbers: Sequence[int]) -> str:

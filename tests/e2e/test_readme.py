@@ -105,8 +105,10 @@ class TestCommands:
         """Those that look, and end, do so with status 0 on an empty log."""
         for words in self.commands():
             if words[1] in {"status", "reconcile", "log", "replay", "verify"}:
-                if "-f" in words or "--process" in words or "--at" in words:
+                if {"-f", "--process", "--at", "--from", "--export", "--watch"} & set(words):
                     continue
+                if words[1] == "replay" and "--resource" in words:
+                    continue  # Nothing is known of it in an empty log.
                 assert cli.run(*words[1:]).returncode == 0, words
 
     def test_make_targets_and_files_exist(self) -> None:

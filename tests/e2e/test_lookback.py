@@ -1,0 +1,277 @@
+"""`replay` as its user meets it: what changed, step by step, one life, and exported."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from reconciler.cli import cli
+from reconciler.fleet import fold_log
+from store import EventLog, LifecycleEvent, connect
+from tests.e2e.programs import ROOT
+
+P = "svc@host:1:1"
+IDLE = "idle for 3612.4 s, the limit is 3600 s"
+WORKER = "worker-p3-e2@ops:7:1"
+
+
+def told(number: int, type: str, ref: str, process: str = P, **more: Any) -> LifecycleEvent:
+    return LifecycleEvent(**{"type": type, "ref": ref, "process": process, "seq": number, **more})
+
+
+HISTORY = [
+    told(1, "process_started", f"process/{P}"),
+    told(2, "created", "runner/r1", trace_id="4bf92f"),
+    told(3, "created", "session/s1", uses=("runner/r1",)),
+    told(4, "created", "session/s2", uses=("runner/r1",)),
+    told(5, "reused", "session/s1", attrs={"in_use": 1}),
+    told(6, "cleaned_up", "session/s2", reason="removed from its registry by the service"),
+    told(7, "cleaned_up", "session/s1", reason=IDLE, order_id="o-1"),
+]
+
+
+@pytest.fixture
+async def past(redis_url: str, namespace: str) -> AsyncIterator[SimpleNamespace]:
+    """A log with a story in it, and the ids of its entries."""
+    async with connect(redis_url) as store:
+        log = EventLog(store, namespace)
+        ids = []
+        for event in HISTORY:
+            if event.order_id:
+                asked = told(
+                    1, "cleanup_requested", event.ref, WORKER, holder=P, reason=IDLE,
+                    order_id=event.order_id, attrs={"sort": "orphan", "expected_seq": 5},
+                )  # fmt: skip
+                key = (await log.namespace()).partition_keys(P).log
+                from store.event import NO_DIGEST, encode
+
+                await store.redis.xadd(key, {"e": encode(asked, NO_DIGEST)[0]})
+            await log.append([event])
+            ids.append(max((await log.last()).values()))
+        yield SimpleNamespace(log=log, ids=ids, url=redis_url, namespace=namespace)
+
+
+async def run(past: SimpleNamespace, *arguments: str, keys: str | None = None) -> Any:
+    """The command as a process of its own."""
+    command = [sys.executable, "-m", "reconciler", *arguments]
+    command += ["--url", past.url, "--namespace", past.namespace]
+    return await asyncio.to_thread(
+        subprocess.run, command, input=keys or "", capture_output=True, text=True, timeout=60,
+        cwd=ROOT, check=False,
+    )  # fmt: skip
+
+
+async def answer(past: SimpleNamespace, *arguments: str) -> Any:
+    done = await run(past, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+async def refused(past: SimpleNamespace, *arguments: str) -> str:
+    done = await run(past, *arguments)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    return str(done.stderr)
+
+
+class TestChanges:
+    async def test_between_two_entries(self, past: SimpleNamespace) -> None:
+        """--from and --to tell what appeared and went between, by kind and reason."""
+        found = await answer(past, "replay", "--from", past.ids[1], "--to", past.ids[6])
+        assert found["appeared"] == {"session": {"created": 2}}
+        assert found["went"]["session"] == {
+            "removed from its registry by the service": 1,
+            "idle for … s, the limit is … s": 1,
+        }
+        assert (found["alive_before"], found["alive_after"]) == ({"runner": 1}, {"runner": 1})
+        assert [row["order_id"] for row in found["departures"]] == [None, "o-1"]
+        shown = await run(past, "replay", "--from", past.ids[1])
+        assert "why they went" in shown.stdout
+        assert "session/s2" in shown.stdout
+        assert shown.stderr == "", "no progress bar in a pipe"
+
+    async def test_life(self, past: SimpleNamespace) -> None:
+        """--resource tells who made it, who used it and when, and why it went by whose order."""
+        (life,) = (await answer(past, "replay", "--resource", "session/s1"))["lives"]
+        assert (life["began"], life["end"], life["reason"]) == ("created", "cleaned_up", IDLE)
+        (order,) = life["orders"]
+        assert (order["order_id"], order["epoch"], order["outcome"]) == ("o-1", 2, "cleaned_up")
+        (runner,) = (await answer(past, "replay", "--resource", "runner/r1"))["lives"]
+        assert {user["ref"] for user in runner["users"]} == {"session/s1", "session/s2"}
+        assert (runner["trace_id"], runner["ended_ms"]) == ("4bf92f", None)
+        shown = (await run(past, "replay", "--resource", "session/s1")).stdout
+        assert "order         o-1 by worker@ops:7, epoch 2" in shown
+        then = await answer(past, "replay", "--resource", "session/s1", "--at", past.ids[2])
+        assert [row["ref"] for row in then["alive"]] == ["session/s1"]
+        assert then["lives"][0]["ended_ms"] is None
+
+
+class TestStep:
+    async def test_forward_and_back(self, past: SimpleNamespace) -> None:
+        """Keys through a pipe go forward and back; the state at each stop is that of the fold."""
+        done = await run(past, "replay", "--step", "--json", keys="nnnnpp.nq")
+        stops = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [stop["step"] for stop in stops] == [0, 1, 2, 3, 4, 3, 2, 3]
+        assert stops[3] == stops[5] == stops[7]
+        for stop in stops[1:]:
+            ms, number = map(int, stop["id"].split("-"))
+            state = await fold_log(past.log, until=(ms, number))
+            assert sum(stop["alive"].values()) == len(state.processes[P].resources)
+
+    async def test_end_and_edges(self, past: SimpleNamespace) -> None:
+        """`e` goes to the end, beyond which there is nothing; nor is there before the beginning."""
+        done = await run(past, "replay", "--step", keys="penN")
+        assert "that was the first" in done.stdout
+        assert "[8] " in done.stdout
+        assert done.stdout.count("that was the last") == 2
+        assert "1 runner" in done.stdout
+
+    async def test_only_one_resource(self, past: SimpleNamespace) -> None:
+        """With --resource it stops at the events about that one only, in both directions."""
+        options = ["--step", "--json", "--resource", "session/s1", "--from", past.ids[0]]
+        done = await run(past, "replay", *options, keys="nnnp")
+        stops = [json.loads(line) for line in done.stdout.splitlines()]
+        types = [stop["event"] and stop["event"]["type"] for stop in stops]
+        assert types == [None, "created", "reused", "cleanup_requested", "reused"]
+
+    async def test_on_a_terminal(self, past: SimpleNamespace) -> None:
+        """On a terminal single keys, arrows among them, are enough, without Return."""
+        shown = await asyncio.to_thread(on_a_terminal, past, [b"n", b"\x1b[C", b"\x1b[D", b"q"])
+        assert re.findall(r"\[(\d)\] ", shown) == ["0", "1", "2", "1"]
+        assert "q quit" in shown
+
+
+def on_a_terminal(past: SimpleNamespace, keys: list[bytes]) -> str:
+    """What `replay --step` shows on a pseudo-terminal; each key is typed once the last was answered."""
+    import os
+
+    main, side = pty.openpty()
+    command = [sys.executable, "-m", "reconciler", "replay", "--step"]
+    command += ["--url", past.url, "--namespace", past.namespace]
+    shown = b""
+    with subprocess.Popen(
+        command, stdin=side, stdout=side, stderr=side, cwd=ROOT,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "200", "NO_COLOR": "1"},
+    ) as process:  # fmt: skip
+        os.close(side)
+        for number, key in enumerate(keys):
+            while shown.count(b"q quit") <= number:
+                assert select.select([main], [], [], 20)[0], shown
+                shown += os.read(main, 4096)
+            os.write(main, key)
+        process.wait(20)
+    os.close(main)
+    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown.decode())
+
+
+class TestExport:
+    async def test_cloud_events(self, past: SimpleNamespace, tmp_path: Path) -> None:
+        """Each line is a CloudEvent 1.0: required attributes, lawful names, no two of the same id."""
+        file = tmp_path / "log.jsonl"
+        assert (await answer(past, "replay", "--export", str(file)))["events"] == 8
+        events = [json.loads(line) for line in file.read_text().splitlines()]
+        assert [event["subject"] for event in events][1] == "runner/r1"
+        for event in events:
+            assert event["specversion"] == "1.0"
+            assert all(isinstance(event[name], str) and event[name] for name in
+                       ("id", "source", "type", "subject", "time", "datacontenttype"))  # fmt: skip
+            assert re.fullmatch(r"\S+", event["source"])
+            assert datetime.fromisoformat(event["time"]).tzinfo is not None
+            assert all(re.fullmatch(r"[a-z0-9]{1,20}", name) for name in event), event.keys()
+            assert isinstance(event["data"], dict)
+        assert len({(event["source"], event["id"]) for event in events}) == 8
+        assert [entry.name for entry in os.scandir(tmp_path)] == [file.name], "no part is left"
+
+    async def test_a_stranger_reads_them(self, past: SimpleNamespace, tmp_path: Path) -> None:
+        """The CloudEvents SDK takes every line, and checks it."""
+        pytest.importorskip("cloudevents.core")
+        from cloudevents.core.formats.json import JSONFormat
+        from cloudevents.core.v1.event import CloudEvent
+
+        file = tmp_path / "log.ndjson"
+        await answer(past, "replay", "--export", str(file), "--resource", "session/s1")
+        read = [JSONFormat().read(CloudEvent, line) for line in file.read_bytes().splitlines()]
+        assert [event.get_type() for event in read] == [
+            f"agent-reconciler.{type}"
+            for type in ("created", "reused", "cleanup_requested", "cleaned_up")
+        ]
+        assert all(event.get_subject() == "session/s1" for event in read)
+
+    async def test_parquet(self, past: SimpleNamespace, tmp_path: Path) -> None:
+        """A Parquet file has a row an event, with typed columns."""
+        parquet = pytest.importorskip("pyarrow.parquet")
+        file = tmp_path / "log.parquet"
+        await answer(past, "replay", "--export", str(file), "--from", past.ids[1])
+        rows = parquet.read_table(file).to_pylist()
+        assert [row["ref"] for row in rows[:2]] == ["session/s1", "session/s2"]
+        assert rows[0]["uses"] == ["runner/r1"]
+        assert rows[0]["at"].tzinfo is not None
+        assert json.loads(rows[2]["attrs"]) == {"in_use": 1}
+
+    def test_parquet_without_pyarrow(
+        self, redis_url: str, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without pyarrow one line says what to install; nothing is written."""
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+        monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+        file = tmp_path / "log.parquet"
+        options = ["--export", str(file), "--url", redis_url, "--namespace", namespace]
+        result = CliRunner().invoke(cli, ["replay", *options])
+        assert "agent-reconciler[parquet]" in str(result.exception)
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestBadInput:
+    async def test_time_in_the_future(self, past: SimpleNamespace) -> None:
+        """A time that has not come is refused, whichever bound it is."""
+        for option in ("--at", "--from", "--to"):
+            message = await refused(past, "replay", option, "2999-01-01")
+            assert f"{option} 2999-01-01 00:00:00.000 UTC is in the future" in message
+        assert "in the future" in await refused(past, "replay", "--at", "999999999999999-0")
+
+    async def test_entry_that_does_not_exist(self, past: SimpleNamespace) -> None:
+        """An id that no entry has is refused with the nearest before and after."""
+        first = int(past.ids[0].split("-")[0])
+        message = await refused(past, "replay", "--at", f"{first - 1}-7")
+        assert past.ids[0] in message
+        message = await refused(past, "replay", "--from", f"{past.ids[6]}7")
+        assert past.ids[6] in message
+
+    async def test_before_the_beginning(self, past: SimpleNamespace) -> None:
+        """A time before the log began, or before 1970, is a moment at which nothing was alive."""
+        for moment in ("2001-01-01", "1960-01-01"):
+            assert (await answer(past, "replay", "--at", moment))["alive"] == []
+
+    async def test_unknown_resource(self, past: SimpleNamespace) -> None:
+        """A resource that the log never heard of is refused with the nearest."""
+        assert "session/s1" in await refused(past, "replay", "--resource", "session/s11")
+
+    @pytest.mark.parametrize(
+        ("arguments", "needle"),
+        [
+            (["--from", "2021-01-02", "--to", "2021-01-01"], "give the earlier one first"),
+            (["--from", "noon-ish"], "--from 'noon-ish'"),
+            (["--to", "99999999999999999999-0"], "neither a time nor an entry id"),
+            (["--at", "2021-01-01", "--to", "2021-01-01"], "the one or the other"),
+            (["--step", "--export", "x.jsonl"], "do not go together"),
+            (["--export", "events.xml"], ".parquet"),
+            (["--export", "/nowhere/at/all/log.jsonl"], "/nowhere/at/all/log.jsonl"),
+            (["--export", "/proc/log.jsonl"], "cannot be written"),
+        ],
+    )
+    async def test_one_line(self, past: SimpleNamespace, arguments: list[str], needle: str) -> None:
+        """Nonsense is told in one line with status 2."""
+        assert needle in await refused(past, "replay", *arguments)
