@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -24,15 +25,18 @@ import psutil
 from adapters.executor import Entry, Executor, current_order
 from adapters.inventory import InventoryBook
 from adapters.logs import get_logger
+from adapters.outbox import OUTBOX_LIMIT
 from adapters.recorder import Recorder
 from adapters.registry import Findings, Index, ObservedDict, Registry, Teardown, observable
-from store.channel import HostChannel
-from store.connection import Store, Unavailable, check_cancelled, connect, end_tasks
-from store.errors import Fenced, NotAlive, SequenceGap
-from store.event import Scalar, is_ref, process_id
+from adapters.sender import AWAY, CANNOT_SEND, RETRY_FIRST, OutboxOptions, Sender
+from adapters.spill import SPILL_LIMIT
+from store.connection import Store, check_cancelled, connect, end_tasks
+from store.durability import Durability
+from store.errors import NotAlive
+from store.event import Scalar, is_ref
 from store.log import EventLog
 from store.messages import IndexEntry, Inventory, Order, RegistryCount, Summary
-from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
+from store.namespace import DEFAULT_NAMESPACE
 
 log = get_logger("adapters.host")
 R = TypeVar("R", Registry, Index)
@@ -42,10 +46,7 @@ _RESCAN_SECONDS = 1.0
 _LOOKS = 1000
 """Objects of one registry that one rescan looks at, in turn: it must not hold up the service. What an
 order is about is looked at in any case, when the order is checked."""
-_PUBLISH_SPACING = 0.01
-_RETRY_FIRST, _RETRY_LONGEST = 0.05, 2.0
 _STOP_SECONDS = 5.0
-_CANNOT_SEND: tuple[type[Exception], ...] = (*Unavailable, TimeoutError, Fenced, SequenceGap)
 
 
 class Use:
@@ -92,13 +93,13 @@ class Host:
         lease_seconds: float = LEASE_SECONDS,
         partitions: int | None = None,
         owns_store: bool = False,
+        outbox: OutboxOptions = OutboxOptions(),  # noqa: B008 - it is frozen
     ) -> None:
         self.name = name
         self.entries: dict[str, Entry] = {}
         self.registries: list[Registry] = []
         self.indexes: dict[str, Index] = {}
         self.handlers: dict[str, Teardown] = {}
-        self.recorder = Recorder(process_id(name), self._wake_up)
         self._store = store
         self._owns_store = owns_store
         self._namespace_name = namespace
@@ -107,19 +108,14 @@ class Host:
         self._users: dict[str, dict[str, None]] = {}
         self._unowned: dict[str, Entry] = {}
         self._book = InventoryBook()
-        self._answers: list[str] = []
-        self._report_due = False
-        self._last_publish = 0.0
-        self._wake = asyncio.Event()
-        self._awake = False
-        self._thread = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sender = Sender(name, self._book, self._summary, self._begin_incarnation, outbox)
+        self.recorder = self._sender.recorder
+        self._wake_up = self._sender.wake
+        self._dropped = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._executing: set[asyncio.Task[None]] = set()
         self._executor = Executor(self)
         self._self = psutil.Process()
-        self._connected = True
-        self._beat_now = asyncio.Event()
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -132,6 +128,10 @@ class Host:
         namespace: str = DEFAULT_NAMESPACE,
         lease_seconds: float = LEASE_SECONDS,
         partitions: int | None = None,
+        spill_dir: str | Path | None = None,
+        outbox_limit: int = OUTBOX_LIMIT,
+        spill_limit: int = SPILL_LIMIT,
+        durability: str | Durability | None = None,
     ) -> Host:
         """A host for this process: `async with Host.connect(url, name="chat-api") as host:`.
 
@@ -141,10 +141,21 @@ class Host:
             namespace: of the log.
             lease_seconds: the process counts as lost when it was not heard of for so long.
             partitions: how many the namespace must have; None takes what is recorded, or the default.
+            spill_dir: a folder for events that wait while Redis is away and memory is half full; the
+                next incarnation of the service sends what this one could not. None has no file.
+            outbox_limit: events that wait in memory at the most (and 512 bytes for each), beyond what
+                the service holds when it is taken in.
+            spill_limit: bytes that the file may have.
+            durability: when an event counts as acknowledged: `memory`, `fsync` or `replicated`, see
+                `store.durability`; None takes `?durability=` of the URL, or `memory`.
 
         Raises:
-            BadAddress, RedisUnavailable, NamespaceError: when it is entered.
+            BadAddress, RedisUnavailable, NamespaceError, DurabilityError: when it is entered.
+            ValueError: a limit is not more than 0.
         """
+        if outbox_limit < 1 or spill_limit < 1:
+            raise ValueError("outbox_limit and spill_limit take more than 0")
+        folder = None if spill_dir is None else Path(spill_dir)
         store = url if isinstance(url, Store) else connect(url)
         return cls(
             store,
@@ -153,6 +164,7 @@ class Host:
             lease_seconds=lease_seconds,
             partitions=partitions,
             owns_store=not isinstance(url, Store),
+            outbox=OutboxOptions(outbox_limit, folder, spill_limit, durability),
         )
 
     @property
@@ -163,7 +175,7 @@ class Host:
     @property
     def unpublished(self) -> bool:
         """The inventory has changed since it was last published."""
-        return self._book.dirty or self._report_due
+        return self._sender.unpublished
 
     @property
     def store(self) -> Store:
@@ -177,35 +189,36 @@ class Host:
 
     async def start(self) -> Self:
         """Connects, announces the process and begins its tasks; see `connect` for what it raises."""
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
         await self._store.open()
         try:
-            self._namespace: Namespace = await open_namespace(
-                self._store, self._namespace_name, self._wanted_partitions
+            event_log = EventLog(
+                self._store, self._namespace_name, partitions=self._wanted_partitions
             )
-            self._log = EventLog(self._store, self._namespace)
-            self._begin_incarnation()
-            await self._channel.beat(self._lease_ms)
-            await self._drain()
+            await self._sender.open(self._store, event_log, self._lease_ms)
+            self._begin_incarnation(self.recorder)
+            await self._sender.beat()
+            await self._sender.drain()
         except BaseException:
+            await self.recorder.outbox.close(keep=False)
             if self._owns_store:
                 await self._store.close()
             raise
-        for work in (self._send, self._receive, self._renew):
+        sender = self._sender
+        for work in (sender.send, sender.guard, sender.inherit, self._receive, self._renew):
             task = asyncio.create_task(work(), name=f"agent-reconciler {work.__name__}")
             self._tasks.append(task)
         return self
 
-    def _begin_incarnation(self) -> None:
-        self._channel = HostChannel(self._namespace, self.process)
-        self.recorder.record(
-            "process_started", f"process/{self.process}", attrs={"pid": os.getpid()}
-        )
+    def _begin_incarnation(self, recorder: Recorder) -> None:
+        if recorder is not self.recorder:
+            self._dropped += self.recorder.outbox.dropped
+            self.recorder = recorder
+        recorder.record("process_started", f"process/{self.process}", attrs={"pid": os.getpid()})
+        recorder.outbox.allow(len(self.entries))
         for entry in self.entries.values():
             self._record_entry("adopted", entry, reason="held by the process at its start")
         self._book.put_back_all()
-        self._report_due = True
+        self._sender.report()
 
     async def close(self) -> None:
         """Says that the process ends, sends what is left for some seconds, and lets go.
@@ -219,12 +232,11 @@ class Host:
         self.recorder.record("process_stopped", f"process/{self.process}", reason="closed")
         try:
             async with asyncio.timeout(_STOP_SECONDS):
-                await self._drain()
-                await self._channel.leave()
-        except _CANNOT_SEND as error:
-            log.warning(
-                "not everything was sent at the end", left=len(self.recorder), error=str(error)
-            )
+                await self._sender.drain()
+                await self._sender.channel.leave()
+        except CANNOT_SEND as error:
+            log.warning("no good end: Redis cannot be told", error=str(error))
+        await self._sender.close()
         if self._owns_store:
             await self._store.close()
 
@@ -254,13 +266,14 @@ class Host:
             Whether it was or will be called; a host that has not started, or whose loop is closed,
             calls nothing later.
         """
-        if not soon and threading.get_ident() == self._thread:
+        loop = self._sender.loop
+        if not soon and threading.get_ident() == self._sender.thread:
             function(*args)
             return True
-        if self._loop is None:
+        if loop is None:
             return False
         try:
-            self._loop.call_soon_threadsafe(function, *args)
+            loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
             return False
         return True
@@ -294,13 +307,13 @@ class Host:
         else:
             self.registries.append(registry)
             registry.host = self
+            self.recorder.outbox.allow(len(registry))
             for key, value in registry.items():
                 if isinstance(registry, Findings):
                     self.stray_added(registry, key)
                 else:
                     self.entry_added(registry, key, value, type="adopted")
-        self._report_due = True
-        self._wake_up()
+        self._sender.report()
         return registry
 
     def observe(self, owner: Any, attribute: str, *, kind: str, **options: Any) -> Registry:
@@ -341,8 +354,7 @@ class Host:
                 self._book.let_go(ref)
             self.registries = [one for one in self.registries if one is not registry]
         registry.host = None
-        self._report_due = True
-        self._wake_up()
+        self._sender.report()
         return registry.plain()
 
     def handle(self, kind: str, teardown: Teardown) -> None:
@@ -658,9 +670,8 @@ class Host:
     def report(self, request: str) -> None:
         """Looks at the registries themselves, and publishes the inventory as an answer."""
         self._rescan(thorough=True, looks=sys.maxsize)
-        self._answers.append(request)
-        self._report_due = True
-        self._wake_up()
+        self._sender.answers.append(request)
+        self._sender.report()
 
     def inventory(self) -> Inventory:
         """What the registries hold at this instant."""
@@ -728,93 +739,13 @@ class Host:
 
     # --- tasks ------------------------------------------------------------------------------------------
 
-    def _wake_up(self) -> None:
-        if self._awake or self._loop is None:
-            return
-        self._awake = True
-        if threading.get_ident() == self._thread:
-            self._wake.set()
-        else:
-            with contextlib.suppress(RuntimeError):  # The loop is closed: nobody is left to send.
-                self._loop.call_soon_threadsafe(self._wake.set)
-
-    async def _send(self) -> None:
-        """Group commit: sends what has gathered, again and again, while there is something."""
-        retry = _RETRY_FIRST
-        while True:
-            check_cancelled()
-            await self._wake.wait()
-            process = self.process
-            try:
-                await self._drain()
-                self._set_connected(True)
-                retry = _RETRY_FIRST
-            except Unavailable as error:
-                self._set_connected(False, error)
-                self._wake.set()
-                await asyncio.sleep(retry)
-                retry = min(retry * 2, _RETRY_LONGEST)
-            except (Fenced, SequenceGap) as error:
-                self._reincarnate(process, str(error))
-
-    def _set_connected(self, connected: bool, error: BaseException | None = None) -> None:
-        if connected != self._connected:
-            self._connected = connected
-            if connected:
-                log.info("Redis is back", process=self.process, waiting=len(self.recorder))
-            else:
-                log.warning(
-                    "Redis is away, events wait in memory", process=self.process, error=str(error)
-                )
-
-    async def _drain(self) -> None:
-        """Sends events and inventory until nothing is left."""
-        while True:
-            check_cancelled()
-            self._wake.clear()
-            self._awake = False
-            first, payloads = self.recorder.batch()
-            whole = len(payloads) == len(self.recorder)
-            publish = whole and self.unpublished
-            if not payloads and not publish:
-                return
-            if publish and (wait := self._last_publish + _PUBLISH_SPACING - time.monotonic()) > 0:
-                # Under load inventories come every few ms, not with every batch.
-                if not payloads:
-                    await asyncio.sleep(wait)
-                    continue
-                publish = False
-            if publish:
-                await self._send_both(first, payloads)
-            else:
-                await self._append(first, payloads)
-
-    async def _append(self, first: int, payloads: list[bytes]) -> None:
-        if payloads:
-            await self._log.append_encoded(self.process, first, payloads)
-            self.recorder.acknowledge()
-
-    async def _send_both(self, first: int, payloads: list[bytes]) -> None:
-        # Taken here, before anything is awaited: book, seq and the batch are of one tick.
-        summary, root, buckets = self._summary(), self._book.root(), self._book.take()
-        answers = self._answers
-        self._answers, self._report_due = [], False
-        self._last_publish = time.monotonic()
-        try:
-            await self._append(first, payloads)
-            await self._channel.publish(summary, root, buckets)
-        except BaseException:
-            self._book.put_back(buckets)
-            self._answers = answers + self._answers
-            self._report_due = True
-            raise
-
     def _summary(self) -> Summary:
         counts = [RegistryCount(r.name, "primary", r.kind, len(r)) for r in self.registries]
         counts += [
             RegistryCount(i.name, "index", i.names or i.key_names or "", len(i))
             for i in self.indexes.values()
         ]
+        outbox = self.recorder.outbox
         with self._self.oneshot():
             rss, fds = self._self.memory_info().rss, self._self.num_fds()
         return Summary(
@@ -825,34 +756,30 @@ class Host:
             rss=rss,
             fds=fds,
             outbox=len(self.recorder),
-            answers=tuple(self._answers),
+            spilled=outbox.spilled,
+            dropped=self._dropped + outbox.dropped,
+            outbox_problem=outbox.problem,
+            answers=tuple(self._sender.answers),
             findings=self._findings(),
         )
 
-    def _reincarnate(self, before: str, why: str) -> None:
-        """Goes on as a new process, which adopts what `before` still holds."""
-        if before != self.process:
-            return  # Two tasks found out at the same time.
-        left = len(self.recorder)
-        self.recorder = Recorder(process_id(self.name), self._wake_up)
-        log.warning(
-            "this process can no longer write to the log; it goes on as a new one",
-            process=before, now=self.process, unsent_events=left, why=why,
-        )  # fmt: skip
-        self._begin_incarnation()
-        self._beat_now.set()
-        self._awake = False
-        self._wake_up()
-
     async def _receive(self) -> None:
         """Receives orders; each batch is carried out by a task of its own."""
+        away = False
         while True:
             check_cancelled()
             try:
-                orders = await self._channel.orders()
-            except Unavailable:
-                await asyncio.sleep(_RETRY_FIRST)
+                if away:
+                    await self._sender.channel.look_back()
+                orders = await self._sender.channel.orders()
+            except AWAY:
+                away = True
+                await asyncio.sleep(RETRY_FIRST)
                 continue
+            if away:
+                # A blocked read feels it first when Redis goes: what it has now is asked at once.
+                away = False
+                self._sender.beat_now.set()
             if orders:
                 self.execute(orders)
 
@@ -869,23 +796,20 @@ class Host:
         next_beat = time.monotonic() + every
         while True:
             check_cancelled()
+            beat_now = self._sender.beat_now
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(_RESCAN_SECONDS, every)):
-                    await self._beat_now.wait()
+                    await beat_now.wait()
             self._rescan()
-            if not self._beat_now.is_set() and time.monotonic() < next_beat:
+            if not beat_now.is_set() and time.monotonic() < next_beat:
                 continue
             next_beat = time.monotonic() + every
-            self._beat_now.clear()
-            self._report_due = True
-            self._wake_up()
-            process = self.process
+            beat_now.clear()
+            self._sender.report()
             try:
-                await self._channel.beat(self._lease_ms)
-            except Unavailable:
-                continue
-            except Fenced as error:
-                self._reincarnate(process, str(error))
+                await self._sender.beat()
+            except AWAY:
+                next_beat = time.monotonic()
 
 
 @contextlib.contextmanager

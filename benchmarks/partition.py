@@ -217,7 +217,7 @@ async def quiet_hosts(space: Namespace, hosts: int) -> dict[str, dict[str, float
     async def beat() -> None:
         for n, channel in enumerate(channels):
             await channel.beat(15_000)
-            await channel.publish(Summary(f"quiet@h:{n}:{n}", 1, digests), {})
+            await channel.publish(Summary(f"quiet@h:{n}:{n}", 1, digests), "", {})
 
     reader = InventoryReader(space)
 

@@ -30,6 +30,9 @@ def describe(fleet: Fleet) -> dict[str, Any]:
                 "rss": summary.rss if summary else None,
                 "fds": summary.fds if summary else None,
                 "outbox": summary.outbox if summary else None,
+                "spilled": summary.spilled if summary else None,
+                "dropped": summary.dropped if summary else None,
+                "outbox_problem": summary.outbox_problem if summary else None,
             }
         )
     drift = fleet.drift

@@ -17,6 +17,7 @@ from math import inf
 from reconciler.drift import Drift
 from reconciler.fleet import Fleet, Progress, fold_log, read_workers, recorded_policy
 from reconciler.fold import FleetState, ProcessState, Resource
+from reconciler.history import nearest_snapshot
 from reconciler.plan import make_plan
 from reconciler.policy import Policy
 from reconciler.scan import END
@@ -27,7 +28,7 @@ from store.errors import HistoryDropped
 from store.event import EventRow
 from store.log import EventLog
 from store.namespace import Namespace
-from store.position import key_id, ms_of
+from store.position import id_key
 
 RATE_MS = 600_000
 """Rates are over this long."""
@@ -79,15 +80,17 @@ class FleetView:
     async def open(self, progress: Progress = lambda count: None) -> None:
         """Folds what there is, up to the minutes that the rates are over."""
         # What comes after this id is read below, whatever the clock of its server says.
-        now = await self._store.now_ms()
-        begin = (max(0, now - RATE_MS), END)
+        begin = (max(0, await self._store.now_ms() - RATE_MS), END)
         try:
             self._state = await fold_log(self._log, until=begin, progress=progress)
+            self._positions = {p: entry_id(begin) for p in self._namespace.all_partitions()}
         except HistoryDropped:
-            # The log does not even go back by minutes: the rates begin now.
-            begin = (now - 1, END)
-            self._state = await fold_log(self._log, until=begin, progress=progress)
-        self._positions = {p: key_id(begin) for p in self._namespace.all_partitions()}
+            # What was then can no longer be told; what is now can.
+            self._state = FleetState()
+            for partition in self._namespace.all_partitions():
+                part, position = await nearest_snapshot(self._namespace, partition)
+                self._state.take(part)
+                self._positions[partition] = position
         self._since_ms = begin[0]
         await self._follow(progress)
 

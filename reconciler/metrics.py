@@ -7,11 +7,12 @@ host that runs the reconciler within itself).
 from __future__ import annotations
 
 from collections import Counter as Count
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from reconciler.fold import FleetState
+from store.messages import Summary
 
 Counts = Mapping[str, int]
 """How many of each sort of drift, and how many are `stuck`, in one process."""
@@ -68,6 +69,16 @@ class Metrics:
             "Events that hosts have not sent yet, in all",
             registry=r,
         )
+        self.spilled = Gauge(
+            "agent_reconciler_outbox_spilled",
+            "Events that wait in spill files of hosts, in all",
+            registry=r,
+        )
+        self.dropped = Gauge(
+            "agent_reconciler_outbox_dropped",
+            "Events that live hosts lost because memory and spill file were full, in all",
+            registry=r,
+        )
         self.teardown_seconds = Histogram(
             "agent_reconciler_orphan_to_teardown_seconds",
             "From becoming drift to being torn down",
@@ -86,7 +97,7 @@ class Metrics:
         for sort in SORTS:
             self.drift.labels(sort).set(0)
 
-    def observe_state(self, state: FleetState, outbox: Mapping[str, int]) -> None:
+    def observe_state(self, state: FleetState, summaries: Sequence[Summary]) -> None:
         """Takes the gauges from the state; called when the metrics are read."""
         kinds = Count(
             resource.kind
@@ -97,7 +108,9 @@ class Metrics:
         for kind, count in kinds.items():
             self.live.labels(kind).set(count)
         self.processes.set(len(state.processes))
-        self.outbox.set(sum(outbox.values()))
+        self.outbox.set(sum(summary.outbox for summary in summaries))
+        self.spilled.set(sum(summary.spilled for summary in summaries))
+        self.dropped.set(sum(summary.dropped for summary in summaries))
 
     def observe_drift(self, found: Iterable[Counts]) -> None:
         """Takes the gauges from what the last pass over each process found."""

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from math import inf
 
 import structlog
 
@@ -30,6 +31,7 @@ log = structlog.get_logger("reconciler.partitions")
 
 _HOSTS_RETURN_SECONDS = 6.0
 """After Redis was away, hosts have so long to be heard of again before they count as lost."""
+_UNWATCHED_SECONDS = 3.0
 _AGAIN_SECONDS = 0.2
 
 Touch = Callable[[Iterable[str]], None]
@@ -78,11 +80,23 @@ class Partitions:
         self._touch = touch
         self._forget = forget
         self._opening: dict[int, Lease] = {}
+        self._paused: dict[int, WorkerChannel] = {}
         self._gained = asyncio.Event()
         self._opened = asyncio.Event()
         self._changing = asyncio.Lock()
         self._hosts_return: dict[int, float] = {}
         self._looked = False
+        self._looked_at = inf
+
+    @property
+    def opening(self) -> bool:
+        """It is reading the log of partitions that it will act for."""
+        return bool(self._opening)
+
+    def watches(self) -> bool:
+        """Whether hosts of all its partitions have had the time to be heard of."""
+        now = time.monotonic()
+        return all(self._hosts_return.get(p, 0.0) <= now for p in self.channels)
 
     def unready(self) -> str | None:
         """Why it does not act for its share; None when it does."""
@@ -106,6 +120,11 @@ class Partitions:
             except Unavailable:
                 self._away(self.leases.held)
                 raise
+            now = time.monotonic()
+            if now - self._looked_at > max(_UNWATCHED_SECONDS, 3 * self._every):
+                # Redis or this worker stood still, and nothing failed.
+                self._away(self.leases.held)
+            self._looked_at = now
             self._take_up(change)
             if change.surplus:
                 for partition in change.surplus:
@@ -139,9 +158,22 @@ class Partitions:
     def _stop(self, partition: int) -> None:
         self.channels.pop(partition, None)
         self._opening.pop(partition, None)
+        self._paused.pop(partition, None)
         of = {p: self._namespace.partition_of(p) for p in self._tail.state.processes}
         self._tail.drop([partition])
         self._forget([process for process, where in of.items() if where == partition])
+
+    def begin_anew(self, partitions: Iterable[int]) -> None:
+        """Redis forgot some of what was read of these: their log is read again before it acts on."""
+        chosen = {p: self.channels[p] for p in partitions if p in self.channels}
+        for partition, channel in chosen.items():
+            self._stop(partition)
+            # Its numbers go on: what was written under them may still be there.
+            self._paused[partition] = channel
+            self._opening[partition] = channel.lease
+        self._inbox.forget(chosen)
+        self._away(chosen)
+        self._gained.set()
 
     async def open_gained(self) -> None:
         """Reads the log of partitions that were gained; from then on the worker acts for them.
@@ -160,8 +192,11 @@ class Partitions:
             if self._opening.get(partition) is not lease:
                 continue  # It was lost, or taken anew, while the log was read.
             del self._opening[partition]
-            writer = process_id(f"{self._name}-p{partition}-e{lease.epoch}")
-            self.channels[partition] = WorkerChannel(self._namespace, lease, writer)
+            channel = self._paused.pop(partition, None)
+            if channel is None or channel.lease is not lease:
+                writer = process_id(f"{self._name}-p{partition}-e{lease.epoch}")
+                channel = WorkerChannel(self._namespace, lease, writer)
+            self.channels[partition] = channel
             self._metrics.partitions.set(len(self.channels))
             self._touch(
                 p for p in self._tail.state.processes

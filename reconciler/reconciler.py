@@ -37,7 +37,7 @@ from store.errors import Fenced, ReconcilerError, SequenceGap, UnknownProcess
 from store.event import EventRow, Scalar, process_id
 from store.lease import Lease
 from store.log import EventLog
-from store.messages import Action, HostPort, Note, Order, encode_message
+from store.messages import Action, HostPort, Note, Order, Summary, encode_message
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
 
 log = structlog.get_logger("reconciler")
@@ -101,6 +101,7 @@ class Reconciler:
         self._clock_offset_ms = 0
         self._requests: set[asyncio.Task[None]] = set()
         self._lag_ms = 0
+        self._run_id = ""
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -131,6 +132,7 @@ class Reconciler:
             forget=self._forget_all,
         )
         await self._set_clock()
+        self._run_id = await self._store.run_id()
         return self
 
     async def __aenter__(self) -> Self:
@@ -171,10 +173,10 @@ class Reconciler:
         """The leases it holds, by partition."""
         return {partition: channel.lease for partition, channel in self._acting.channels.items()}
 
-    def outboxes(self) -> dict[str, int]:
-        """Process -> events that it has not sent yet, as it last said."""
-        summaries = {p: self.inventories.summary(p) for p in self.tail.state.processes}
-        return {p: summary.outbox for p, summary in summaries.items() if summary is not None}
+    def summaries(self) -> list[Summary]:
+        """What the live processes last said of themselves."""
+        found = [self.inventories.summary(p) for p in self.tail.state.processes]
+        return [summary for summary in found if summary is not None]
 
     def lag_seconds(self) -> float:
         """Age of the newest event when it was folded."""
@@ -354,6 +356,27 @@ class Reconciler:
             await asyncio.sleep(_CLOCK_SECONDS)
             with contextlib.suppress(*Unavailable):
                 await self._set_clock()
+                await self._fold_afresh()
+
+    async def _fold_afresh(self) -> None:
+        """Begins anew with partitions of which Redis forgot what was read, as after a failover.
+
+        When another server answers, or the same one was started again, what it lacks may be hidden
+        behind what was written since: everything is folded afresh.
+        """
+        if self._acting.opening:
+            return  # Part of what is being read may be of the old server: it is asked again later.
+        async with self._lock:
+            run_id = await self._store.run_id()
+            before, self._run_id = self._run_id, run_id
+            positions = {p: at for p, at in self.tail.positions.items() if p in self.partitions}
+            if run_id != before and before:
+                gone = list(positions)
+            else:
+                gone = await self.log.forgotten(positions)
+            if gone:
+                log.warning("Redis failed over or was restarted; folding afresh", partitions=gone)
+                self._acting.begin_anew(gone)
 
     # --- a pass -----------------------------------------------------------------------------------
 

@@ -8,13 +8,13 @@ is what sets them aside.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import aclosing
 
 from reconciler.fleet import Progress
 from store.errors import BadMoment
 from store.event import EventRow
 from store.log import EventLog
-from store.namespace import Namespace
-from store.position import START, id_key, key_id
+from store.position import START, id_key
 
 See = Callable[[str, EventRow], object]
 """(entry id, event) -> anything; called for each event, in the order of its partition."""
@@ -53,10 +53,11 @@ async def scan(
 async def _rows(
     event_log: EventLog, partition: int, after: str, until: str, progress: Progress
 ) -> AsyncIterator[tuple[str, EventRow]]:
-    async for page in event_log.pages(partition, after, until=until):
-        progress(len(page.rows) + len(page.malformed))
-        for name, row in page.rows:
-            yield name, row
+    async with aclosing(event_log.pages(partition, after, until=until)) as pages:  # type: ignore[type-var]
+        async for page in pages:
+            progress(len(page.rows) + len(page.malformed))
+            for name, row in page.rows:
+                yield name, row
 
 
 async def check_entry(event_log: EventLog, key: tuple[int, int], what: str = "--at") -> None:
@@ -82,7 +83,7 @@ async def check_entry(event_log: EventLog, key: tuple[int, int], what: str = "--
             return
         if page.rows:
             after.append(page.rows[0][0])
-        before += await _latest_before(namespace, partition, wanted)
+        before += [entry] if (entry := await event_log.latest_before(partition, wanted)) else []
     near = [max(before, key=id_key)] if before else []
     near += [min(after, key=id_key)] if after else []
     offer = f"the nearest are {' and '.join(near)}" if near else "the log is empty"
@@ -92,9 +93,3 @@ async def check_entry(event_log: EventLog, key: tuple[int, int], what: str = "--
 def _just_before(key: tuple[int, int]) -> str:
     ms, number = key
     return f"{ms}-{number - 1}" if number else f"{max(ms - 1, 0)}-{END}"
-
-
-async def _latest_before(namespace: Namespace, partition: int, wanted: str) -> list[str]:
-    key = namespace.keys.partition(partition).log
-    answer = await namespace.store.redis.xrevrange(key, f"({wanted}", "-", count=1)
-    return [answer[0][0].decode()] if answer else []

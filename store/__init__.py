@@ -4,12 +4,15 @@ The ground floor: it imports neither `reconciler` nor `adapters`.
 """
 
 from store.connection import Store, connect
+from store.durability import Durability
 from store.errors import (
     BadAddress,
+    DurabilityError,
     Fenced,
     MalformedEntry,
     NamespaceError,
     NotAlive,
+    NotConfirmed,
     NotJson,
     PolicyError,
     ReconcilerError,
@@ -25,6 +28,8 @@ from store.messages import Inventory, Order
 __all__ = [
     "Appended",
     "BadAddress",
+    "Durability",
+    "DurabilityError",
     "EventLog",
     "EventType",
     "Fenced",
@@ -34,6 +39,7 @@ __all__ = [
     "MalformedEntry",
     "NamespaceError",
     "NotAlive",
+    "NotConfirmed",
     "NotJson",
     "Order",
     "PolicyError",

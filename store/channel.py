@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -19,7 +19,7 @@ from store.connection import BLOCK_MS, Unavailable
 from store.errors import MalformedEntry, SequenceGap
 from store.event import NO_DIGEST, EventRow, encode
 from store.lease import Lease
-from store.log import START
+from store.log import START, id_key
 from store.messages import (
     BUCKETS,
     Inventory,
@@ -38,19 +38,33 @@ from store.streams import Streams, read_streams
 
 _ASK_SECONDS = 0.5
 
+_ORDERS_REMEMBERED = 2000
+
 
 class HostChannel:
-    """The host's end: publish, receive orders, renew the lease, leave."""
+    """The host's end: publish, receive orders, renew the lease, leave.
+
+    Attributes:
+        last_seq: the last seq of the process in the log, as of the last `beat`.
+    """
 
     def __init__(self, namespace: Namespace, process: str) -> None:
         self._namespace = namespace
         self._keys = namespace.partition_keys(process)
         self._process = process
         self._orders_read = START
+        self._orders_seen: dict[str, None] = {}
+        self._published = 0
+        self.last_seq = 0
+
+    @property
+    def publishes_all(self) -> bool:
+        """The next publication must hold all buckets: nothing is known to be there."""
+        return self._published == 0
 
     async def publish(
         self, summary: Summary, root: str, buckets: Mapping[str, tuple[str, bytes]]
-    ) -> None:
+    ) -> bool:
         """Publishes what changed of the inventory.
 
         Args:
@@ -59,11 +73,16 @@ class HostChannel:
             buckets: those that changed, bucket number -> (digest, content); without content the
                 bucket is dropped.
 
+        Returns:
+            False when Redis does not have what was published before; nothing was written, and all
+            buckets are to be published anew. The same holds after an error: see `publishes_all`.
+
         Raises:
             Fenced: the process was declared lost.
         """
-        changes = [part for number, change in buckets.items() for part in (number, *change)]
-        await self._namespace.store.script(
+        changes = [part for bucket, change in buckets.items() for part in (bucket, *change)]
+        number, self._published = self._published + 1, 0
+        done = await self._namespace.store.script(
             "inventory",
             [self._keys.inventory(self._process), self._keys.inbox, self._keys.seqs],
             [
@@ -71,21 +90,26 @@ class HostChannel:
                 encode_message(summary),
                 root,
                 encode_message(Note("inventory", self._process)),
+                number,
                 *changes,
             ],
         )
+        if done:
+            self._published = number
+        return bool(done)
 
     async def beat(self, ttl_ms: int) -> int:
         """Renews the lease of the process; the answer is the time of Redis in ms.
 
+        It also brings `last_seq`, the last seq of the process in the log, up to date.
+
         Raises:
             Fenced: the process was declared lost.
         """
-        return int(
-            await self._namespace.store.script(
-                "host_beat", [self._keys.hosts, self._keys.seqs], [self._process, ttl_ms]
-            )
+        now, self.last_seq = await self._namespace.store.script(
+            "host_beat", [self._keys.hosts, self._keys.seqs], [self._process, ttl_ms]
         )
+        return int(now)
 
     async def orders(self, *, block_ms: int = BLOCK_MS) -> list[Order]:
         """Waits for orders; empty when none came. What is malformed is passed over."""
@@ -98,6 +122,7 @@ class HostChannel:
                     orders.append(decode_order((fields or [b"", b""])[1]))
                 except MalformedEntry:
                     continue
+        orders = [order for order in orders if self._is_new(order)]
         if orders:
             # What was read is done with: the stream stays short. If that fails now, the next one does.
             with contextlib.suppress(*Unavailable):
@@ -105,6 +130,26 @@ class HostChannel:
                     key, minid=self._orders_read, approximate=True
                 )
         return orders
+
+    def _is_new(self, order: Order) -> bool:
+        if order.id in self._orders_seen:
+            return False
+        self._orders_seen[order.id] = None
+        while len(self._orders_seen) > _ORDERS_REMEMBERED:
+            del self._orders_seen[next(iter(self._orders_seen))]
+        return True
+
+    async def look_back(self) -> None:
+        """After a failover: reads the orders anew if the stream ends before what was read already.
+
+        The clock of the new server may be behind, and then new orders have lower ids than old ones.
+        Orders that were seen are not given again.
+        """
+        last = await self._namespace.store.redis.xrevrange(
+            self._keys.orders(self._process), count=1
+        )
+        if not last or id_key(last[0][0].decode()) < id_key(self._orders_read):
+            self._orders_read = START
 
     async def leave(self) -> None:
         """Says that the process has ended in good order; its lease, inventory and orders go."""
@@ -313,10 +358,14 @@ class Inbox:
                 key = self._namespace.keys.partition(partition).inbox
                 last = await self._namespace.store.redis.xrevrange(key, count=1)
                 self._positions[partition] = last[0][0].decode() if last else START
-        for partition in set(self._positions) - set(partitions):
-            del self._positions[partition]
+        self.forget(set(self._positions) - set(partitions))
         if before != set(self._positions):
             self._streams.interrupt()
+
+    def forget(self, partitions: Iterable[int]) -> None:
+        """Gives partitions up; `open` begins with them anew."""
+        for partition in partitions:
+            self._positions.pop(partition, None)
 
     async def wait(self, *, block_ms: int = BLOCK_MS) -> list[tuple[int, Note]]:
         """Waits for notes: (partition, note). What is malformed is passed over."""

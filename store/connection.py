@@ -22,6 +22,7 @@ from redis.exceptions import (
     AuthorizationError,
     BusyLoadingError,
     ClusterError,
+    MasterDownError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -56,6 +57,7 @@ Unavailable = (
     RedisClusterException,
     TryAgainError,
     ReadOnlyError,
+    MasterDownError,
     OutOfMemoryError,
     RedisBusy,
     OSError,
@@ -111,10 +113,16 @@ class Store:
     Attributes:
         url: the address, without a password.
         redis: the client; replies are bytes, and stream entries are not parsed.
+        durability: as the URL asks for it (`?durability=`); see `store.durability`.
         reading: reads that wait (see `store.streams`); they end with the store.
     """
 
     def __init__(self, url: str) -> None:
+        # What the project adds to a URL is taken out before redis-py sees it.
+        option = re.search(r"[?&]durability=([^&]*)", url)
+        self.durability = option[1] if option else None
+        if option:
+            url = url[: option.start()] + re.sub("^&", "?", url[option.end() :])
         self.url = shown(url)
         self._address = url
         self._embedded: EmbeddedServer | None = None
@@ -247,8 +255,16 @@ class Store:
         if embedded is not None:
             embedded.stop()
 
-    async def script(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    async def script(
+        self, name: str, keys: Sequence[str], args: Sequence[Any], confirm: Sequence[str] = ()
+    ) -> Any:
         """Runs a script of `store.scripts`.
+
+        Args:
+            name: of the script.
+            keys, args: see its head.
+            confirm: a command to send after it, on the same connection; the answer is then the pair
+                of both answers.
 
         Raises:
             Fenced: the script found that the caller may no longer write.
@@ -259,9 +275,9 @@ class Store:
         text = scripts.source(name)
         try:
             try:
-                return await self.redis.evalsha(_sha(text), len(keys), *keys, *args)
+                return await self._call(("EVALSHA", _sha(text), len(keys), *keys, *args), confirm)
             except NoScriptError:
-                return await self.redis.eval(text, len(keys), *keys, *args)
+                return await self._call(("EVAL", text, len(keys), *keys, *args), confirm)
         except ResponseError as error:
             told = self._told(name, args, error)
             if told is error:
@@ -335,6 +351,24 @@ class Store:
         pool = getattr(self.redis, "connection_pool", None)
         if pool is not None and hasattr(pool, "sentinel_manager"):
             await pool.disconnect(inuse_connections=False)
+
+    async def _call(self, command: Sequence[Any], confirm: Sequence[str]) -> Any:
+        if not confirm:
+            return await self.redis.execute_command(*command)
+        pipe = self.redis.pipeline(transaction=False)
+        pipe.execute_command(*command)
+        pipe.execute_command(*confirm)
+        answer, confirmed = await pipe.execute(raise_on_error=False)
+        for part in (answer, confirmed):
+            if isinstance(part, Exception):
+                raise part
+        return answer, confirmed
+
+    async def run_id(self) -> str:
+        """Which server answers, and since which start of it; the same for ever on a cluster."""
+        if self.is_cluster:
+            return "cluster"
+        return str((await self.redis.info("server")).get("run_id", ""))
 
     async def now_ms(self) -> int:
         """The time of Redis, in ms since 1970: the clock of every decision.
@@ -411,7 +445,8 @@ def connect(url: str) -> Store:
             `redis+sentinel://[user:password@]host:port[,host:port…]/master-name[/db]`
             (`?sentinel_password=…` for the sentinels themselves), or
             `embedded://PATH`: a redis-server that is started in that folder if none runs there,
-            lives as long as the process that started it, and keeps its data.
+            lives as long as the process that started it, and keeps its data. `?durability=` says
+            when a host's events count as acknowledged: `memory`, `fsync` or `replicated`.
 
     Raises:
         BadAddress, RedisUnavailable: when it is opened; see `Store.open`.

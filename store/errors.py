@@ -42,6 +42,14 @@ class SequenceGap(ReconcilerError):
         self.expected = expected
 
 
+class DurabilityError(ReconcilerError):
+    """A durability that this server cannot give, or that does not exist."""
+
+
+class NotConfirmed(ReconcilerError):
+    """Redis took a batch but did not confirm in time that it is as durable as was asked. Send it again."""
+
+
 class Fenced(ReconcilerError):
     """The writer may no longer write: its process was declared lost, or its lease has a new holder."""
 

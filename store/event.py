@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Iterable
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Annotated
@@ -214,8 +215,27 @@ def encode(event: EventRow | LifecycleEvent, previous: str) -> tuple[bytes, str]
         body = event.model_dump_json(exclude_defaults=True, exclude={"digest"}).encode()
     else:
         body = _encode(event)
-    digest = chain(previous, body)
+    return seal(body, previous)
+
+
+def encode_body(event: EventRow) -> bytes:
+    """Encodes an event that has no digest yet; `seal` gives it one. The hot half of `encode`."""
+    return _encode(event)
+
+
+def seal(body: bytes, previous: str) -> tuple[bytes, str]:
+    """Ends an encoded event with its digest; the other half of `encode`, with its result."""
+    digest = blake2b(previous.encode() + body, digest_size=DIGEST_CHARS // 2).hexdigest()
     return b'%b,"digest":"%b"}' % (body[:-1], digest.encode()), digest
+
+
+def seal_all(bodies: Iterable[bytes], previous: str) -> tuple[list[bytes], str]:
+    """`seal` for events that follow each other: the payloads, and the digest for the next event."""
+    payloads, digest = [], previous.encode()
+    for body in bodies:
+        digest = blake2b(digest + body, digest_size=DIGEST_CHARS // 2).hexdigest().encode()
+        payloads.append(b'%b,"digest":"%b"}' % (body[:-1], digest))
+    return payloads, digest.decode()
 
 
 def split_digest(payload: bytes) -> tuple[bytes, str]:

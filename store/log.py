@@ -15,7 +15,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from store.connection import BLOCK_MS, Store
-from store.errors import MalformedEntry
+from store.durability import confirmed
+from store.errors import MalformedEntry, NotConfirmed
 from store.event import (
     NO_DIGEST,
     EventRow,
@@ -171,13 +172,50 @@ class EventLog:
         self._digests[process] = (events[-1].seq, digest)
         return appended
 
-    async def append_encoded(self, process: str, first: int, payloads: Sequence[bytes]) -> Appended:
-        """Appends events that are encoded and chained already; see `append`."""
+    async def append_encoded(
+        self, process: str, first: int, payloads: Sequence[bytes], confirm: Sequence[str] = ()
+    ) -> Appended:
+        """Appends events that are encoded and chained already; see `append`.
+
+        Args:
+            process, first, payloads: the events.
+            confirm: what `store.durability.confirmation` gave; none does not wait.
+
+        Raises:
+            NotConfirmed: the events are in the log, but not as durable as was asked.
+        """
         keys = (await self.namespace()).partition_keys(process)
-        last, added = await self._store.script(
-            "append", [keys.log, keys.seqs], [process, first, *payloads]
+        args = [process, first, len(payloads), b"\n".join(payloads)]
+        answer = await self._store.script("append", [keys.log, keys.seqs], args, confirm)
+        if confirm:
+            answer, reply = answer
+            if not confirmed(reply):
+                raise NotConfirmed(
+                    f"Redis at {self._store.url} took events of {process} up to seq {answer[0]}, but "
+                    f"{' '.join(confirm)} was answered {reply}"
+                )
+        return Appended(int(answer[0]), int(answer[1]))
+
+    async def digest_of(self, process: str, seq: int) -> str:
+        """The digest of one event, to chain the next to it; `NO_DIGEST` for seq 0."""
+        return await self._digest_before(process, seq + 1)
+
+    async def forgotten(self, positions: Mapping[int, str]) -> list[int]:
+        """Partitions whose entry at this position is no longer there.
+
+        Replication and the append-only file lose from the end only: a reader whose last entry is
+        still there has read nothing that was lost since. (Ids alone do not tell: what comes after a
+        failover may well have higher ones.)
+
+        Args:
+            positions: partition -> id of the last entry read.
+        """
+        keys = (await self.namespace()).keys
+        asked = {p: at for p, at in positions.items() if at != START}
+        answers = await self._store.batch(
+            [("XRANGE", keys.partition(p).log, at, at, "COUNT", 1) for p, at in asked.items()]
         )
-        return Appended(int(last), int(added))
+        return [p for p, answer in zip(asked, answers, strict=True) if answer == []]
 
     async def _digest_before(self, process: str, seq: int) -> str:
         """The digest of event `seq - 1` of a process, read from the log backwards."""
@@ -247,6 +285,11 @@ class EventLog:
         if not raw and id_key((await past.look(partition)).trimmed) > (0, 0):
             return await past.backward(partition, until, count)
         return raw
+
+    async def latest_before(self, partition: int, entry_id: str) -> str | None:
+        """The id of the last entry of a partition before `entry_id`; None when there is none."""
+        raw = await self._before(partition, f"({entry_id}", 1)
+        return raw[-1][0].decode() if raw else None
 
     async def page(
         self, partition: int, after: str = START, *, until: str = "+", count: int = PAGE

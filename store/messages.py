@@ -69,6 +69,9 @@ class Summary(msgspec.Struct, frozen=True):
         rss: resident memory of the process, in bytes.
         fds: open file descriptors.
         outbox: events recorded and not yet acknowledged.
+        spilled: how many of these wait in the spill file.
+        dropped: events that were lost because memory and spill file were full.
+        outbox_problem: why the spill file cannot be written, or empty.
         answers: ids of the `report` orders that this inventory answers.
         findings: kinds of what a leak probe found in the process; True where a teardown can end one.
     """
@@ -80,6 +83,9 @@ class Summary(msgspec.Struct, frozen=True):
     rss: int = 0
     fds: int = 0
     outbox: int = 0
+    spilled: int = 0
+    dropped: int = 0
+    outbox_problem: str = ""
     answers: tuple[str, ...] = ()
     findings: dict[str, bool] = {}
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from store import EventLog, LifecycleEvent, LogEntry
 from store.embedded import find_server
-from store.event import EventRow
+from store.event import NO_DIGEST, EventRow, chain, decode_row, split_digest
 
 
 async def eventually(
@@ -65,6 +65,37 @@ async def entries_of(log: EventLog, **options: Any) -> list[LogEntry]:
     return [entry async for entry in log.read(**options)]
 
 
+async def whole(log: EventLog, process: str) -> int:
+    """The last seq of a process in the log, after checking that the log has every event of it once, in
+    order, each chained to the one before."""
+    namespace = await log.namespace()
+    digest, last = NO_DIGEST, 0
+    raw = await log._store.redis.xrange(namespace.partition_keys(process).log)
+    for _, fields in raw:
+        found = decode_row(fields[1])
+        if found.process != process:
+            continue
+        assert found.seq == last + 1, f"seq {found.seq} after {last}"
+        body, told = split_digest(fields[1])
+        digest = chain(digest, body)
+        assert told == digest, f"the chain is broken at seq {found.seq}"
+        last = found.seq
+    return last
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def waiting(recorder: Any) -> list[EventRow]:
+    """What a recorder noted that was not taken to be sent yet, in order."""
+    digest = b',"digest":"' + b"0" * 32 + b'"}'
+    return [decode_row(body[:-1] + digest) for body in recorder.outbox._fresh]
+
+
 async def story(log: EventLog, process: str | None = None) -> list[tuple[str, str]]:
     """(type, ref) of all events, in order, without those about the process itself."""
     return [
@@ -77,10 +108,12 @@ async def story(log: EventLog, process: str | None = None) -> list[tuple[str, st
 class RedisProcess:
     """A redis-server of one's own, on a unix socket, with its data kept: to be killed and restarted."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.socket = folder / "r.sock"
         self.url = f"unix://{self.socket}"
+        self._options = options or ("--port", "0")
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -92,9 +125,9 @@ class RedisProcess:
         """Starts it and waits until it answers."""
         self._process = subprocess.Popen(
             [
-                str(find_server()), "--port", "0", "--unixsocket", str(self.socket),
+                str(find_server()), "--unixsocket", str(self.socket),
                 "--dir", str(self.folder), "--appendonly", "yes", "--appendfsync", "always",
-                "--save", "",
+                "--save", "", *self._options,
             ],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip

@@ -44,8 +44,17 @@ def cli() -> None:
 
 
 for command in (
-    demo, worker, reconcile, status, log, replay, explain, archive, verify, doctor,
-):  # fmt: skip
+    demo,
+    worker,
+    reconcile,
+    status,
+    log,
+    replay,
+    explain,
+    doctor,
+    archive,
+    verify,
+):
     cli.add_command(command)
 
 

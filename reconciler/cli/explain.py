@@ -6,6 +6,7 @@ import asyncio
 import difflib
 import textwrap
 from collections.abc import Iterable
+from functools import partial
 
 import click
 
@@ -17,16 +18,17 @@ from reconciler.explanation import Around, Explanation
 from reconciler.explanation import explain as explain_life
 from reconciler.fleet import Progress, fold_log, recorded_policy
 from reconciler.fold import FleetState
+from reconciler.history import nearest_snapshot
 from reconciler.life import Life, Lives, Worker
 from reconciler.plan import make_plan
 from reconciler.policy import Policy
 from reconciler.scan import END, scan
 from store.channel import InventoryReader
 from store.errors import BadMoment
-from store.event import check_ref
+from store.event import EventRow, check_ref
 from store.log import EventLog
 from store.namespace import Namespace
-from store.position import Key, key_id
+from store.position import Key, id_key
 
 _OFFERED = 3
 _CANDIDATES = 2000
@@ -93,18 +95,25 @@ async def read_lives(
     until: Key | None = None,
     progress: Progress = lambda count: None,
 ) -> tuple[Lives, FleetState]:
-    """The lives of a resource up to an entry id, and the state there.
-
-    Where the beginning of the log was dropped, what lived then and still does is known from the state.
-    """
-    # Both look at the same stretch, whatever is written meanwhile.
-    until = until or (await namespace.store.now_ms(), END)
-    event_log, lives = EventLog(namespace.store, namespace), Lives(resource)
-    await scan(event_log, [lives.see], until=key_id(until), progress=progress)
-    state = await fold_log(event_log, until=until)
-    for process, alive in state.find(resource):
-        lives.assume(process.id, alive)
+    """The lives of a resource up to an entry id, and the fold of the same events."""
+    lives, state = Lives(resource), FleetState()
+    event_log = EventLog(namespace.store, namespace)
+    bound = None if until == "+" else id_key(until)
+    for partition in namespace.all_partitions():
+        # Where the beginning of the log was dropped, the fold begins with a snapshot.
+        part, position = await nearest_snapshot(namespace, partition, bound)
+        watch = partial(_fold_after, part, id_key(position))
+        await scan(
+            event_log, [lives.see, watch], until=until, partition=partition, progress=progress
+        )
+        state.take(part)
     return lives, state
+
+
+def _fold_after(state: FleetState, position: Key, name: str, event: EventRow) -> None:
+    key = id_key(name)
+    if key > position:
+        state.apply(event, key[0])
 
 
 async def _one(namespace: Namespace, life: Life, state: FleetState, policy: Policy) -> Explanation:

@@ -84,9 +84,7 @@ def progress(what: str, total: int) -> Iterator[Tell]:
     if not sys.stderr.isatty() or total == 0:
         yield lambda count: None
         return
-    columns = (
-        TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
-    )  # fmt: skip
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda count: bar.update(task, advance=count)

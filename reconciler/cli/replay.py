@@ -31,7 +31,6 @@ from store.errors import BadMoment
 from store.log import EventLog
 from store.namespace import Namespace
 from store.position import START, Key
-from store.position import key_id as entry_id
 
 MOMENT = "TIME|ID"
 
@@ -147,7 +146,9 @@ async def _life(
     namespace: Namespace, resource: str, at: Key | None, now: int, *, as_json: bool
 ) -> None:
     with reading(await EventLog(namespace.store, namespace).length()) as tell:
-        lives, state = await read_lives(namespace, resource, until=at, progress=tell)
+        lives, state = await read_lives(
+            namespace, resource, until=entry_id(at) if at else "+", progress=tell
+        )
     if not lives.lives:
         raise unknown(resource, lives.refs, namespace)
     at_ms = at[0] if at else now

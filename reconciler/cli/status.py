@@ -52,17 +52,17 @@ async def _status(url: str, name: str, as_json: bool, interval: float | None) ->
         if interval is not None:
             await _watch(view, namespace, interval, as_json=as_json)
             return
-        look = await _look(view, namespace)
+        fleet, rates = await view.look()
+        held = await _held(namespace)
         if as_json:
-            emit(describe_status(*look))
+            emit(describe_status(fleet, rates, held))
         else:
-            console().print(picture(*look), soft_wrap=not sys.stdout.isatty())
+            console().print(picture(fleet, rates, held), soft_wrap=not sys.stdout.isatty())
 
 
-async def _look(view: FleetView, namespace: Namespace) -> tuple[Fleet, Rates, Held]:
-    fleet, rates = await view.look()
+async def _held(namespace: Namespace) -> Held:
     leases = await holders(namespace, namespace.all_partitions())
-    return fleet, rates, {p: token and token.rpartition(" ")[0] for p, token in leases.items()}
+    return {p: token and token.rpartition(" ")[0] for p, token in leases.items()}
 
 
 async def _watch(view: FleetView, namespace: Namespace, interval: float, *, as_json: bool) -> None:
@@ -71,12 +71,13 @@ async def _watch(view: FleetView, namespace: Namespace, interval: float, *, as_j
     if out.is_terminal and not as_json:
         with Live(console=out, screen=True, auto_refresh=False) as live:
             while True:
-                live.update(picture(*await _look(view, namespace)), refresh=True)
+                fleet, rates = await view.look()
+                live.update(picture(fleet, rates, await _held(namespace)), refresh=True)
                 await asyncio.sleep(interval)
     while True:
         fleet, rates, held = await _look(view, namespace)
         if as_json:
-            emit(describe_status(fleet, rates, held))
+            emit(describe_status(fleet, rates, await _held(namespace)))
         else:
             click.echo(line_of(fleet, rates))
         sys.stdout.flush()
@@ -84,7 +85,7 @@ async def _watch(view: FleetView, namespace: Namespace, interval: float, *, as_j
 
 
 def describe_status(fleet: Fleet, rates: Rates, held: Held) -> dict[str, Any]:
-    """A fleet and its rates as plain values."""
+    """A fleet, its rates and who works on it as plain values."""
     return describe(fleet) | {
         "partitions": {str(partition): worker for partition, worker in held.items()},
         "oldest_idle": [
@@ -214,18 +215,18 @@ def _stuck(fleet: Fleet) -> list[RenderableType]:
 
 
 def _workers(fleet: Fleet, held: Held) -> list[RenderableType]:
-    names = sorted(fleet.workers.keys() | {worker for worker in held.values() if worker})
-    if not names:
-        return ["no worker runs: start one with `agent-reconciler worker`"]
     rows = []
-    for worker in names:
+    for worker in sorted(fleet.workers.keys() | {worker for worker in held.values() if worker}):
         beat = fleet.workers.get(worker, {})
         mine = [partition for partition, holder in held.items() if holder == worker]
         heard = ago(fleet.now_ms - beat["at_ms"]) if "at_ms" in beat else "?"
         rows.append((worker, len(mine), spans(mine), f"{beat.get('lag_seconds', 0):.3f} s", heard))
+    if not rows:
+        return ["no worker runs: start one with `agent-reconciler worker`"]
     columns = ["worker", "partitions#", "which", "lag#", "last heard of"]
     parts: list[RenderableType] = [table("workers", columns, rows)]
-    if free := [partition for partition, holder in held.items() if holder is None]:
+    free = [partition for partition, holder in held.items() if holder is None]
+    if free:
         parts.append(
             f"nobody acts for partitions {spans(free)}: a worker takes them within a lease time"
         )

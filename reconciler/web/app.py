@@ -67,7 +67,7 @@ async def readyz(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     """For Prometheus."""
     reconciler = request.app[RECONCILER]
-    reconciler.metrics.observe_state(reconciler.tail.state, reconciler.outboxes())
+    reconciler.metrics.observe_state(reconciler.tail.state, reconciler.summaries())
     reconciler.metrics.observe_drift(reconciler.drift_found.values())
     return web.Response(
         body=reconciler.metrics.page(),

@@ -14,7 +14,7 @@ from adapters.executor import current_order
 from store import EventLog, NotAlive
 from store.event import EventRow
 from store.messages import Action, Order, hash_of
-from tests.support import entries_of, eventually
+from tests.support import entries_of, eventually, waiting
 
 Outcome = tuple[str, str]
 
@@ -47,7 +47,7 @@ async def carried_out(host: Host, *orders: Order) -> dict[str, list[Outcome]]:
 
     def listening(type: str, ref: str, **more: Any) -> int:
         number = record(type, ref, **more)
-        rows.append(host.recorder._outbox[-1])
+        rows.append(waiting(host.recorder)[-1])
         return number
 
     host.recorder.record = listening  # type: ignore[method-assign]
@@ -422,7 +422,7 @@ class TestEntriesAndCorrections:
         """A report is answered with a fresh inventory, not with an event."""
         one = order(host, "process/x", action=Action.REPORT, id="r-1")
         assert await carried_out(host, one) == {}
-        await eventually(lambda: not host._answers)
+        await eventually(lambda: not host._sender.answers)
 
 
 class TestNoAwaitBetweenCheckAndMark:

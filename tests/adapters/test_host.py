@@ -368,11 +368,13 @@ class TestFenced:
             assert processes == {before, now}
 
     async def test_log_that_forgot(self, host: Host, store: Store, log: EventLog):
-        """When Redis came back with less than it acknowledged, the host goes on as a new process."""
+        """When Redis came back without events that are no longer kept, the host goes on as a new process."""
         host.registry("session", {"s": 1})
         await settled(host)
         before = host.process
         keys = (await log.namespace()).partition_keys(before)
+        host.recorder.outbox._kept.clear()
+        host.recorder.outbox._kept_events = host.recorder.outbox._kept_bytes = 0
         await store.redis.hset(keys.seqs, before, 1)
         host.entry_used("session/s")
         await eventually(lambda: host.process != before)

@@ -10,21 +10,22 @@ from time import perf_counter_ns
 import pytest
 
 from adapters import trace_id
-from adapters.recorder import BATCH, Recorder
+from adapters.outbox import BATCH, Outbox
+from adapters.recorder import Recorder
 from store.event import NO_DIGEST, EventRow, chain, decode, decode_row, split_digest
 
 
 @pytest.fixture
 def recorder() -> Recorder:
-    return Recorder("p", lambda: None)
+    return Recorder(Outbox("p"), lambda: None)
 
 
 def drained(recorder: Recorder) -> list[bytes]:
     """Everything in the outbox, batch by batch, each acknowledged."""
     payloads: list[bytes] = []
     while len(recorder):
-        payloads += recorder.batch()[1]
-        recorder.acknowledge()
+        payloads += recorder.outbox.batch()[1]
+        recorder.outbox.acknowledge()
     return payloads
 
 
@@ -42,7 +43,7 @@ class TestRecord:
     def test_wakes(self):
         """Whoever sends is woken for each event."""
         woken: list[int] = []
-        recorder = Recorder("p", lambda: woken.append(1))
+        recorder = Recorder(Outbox("p"), lambda: woken.append(1))
         recorder.record("created", "a/b")
         assert woken == [1]
 
@@ -90,24 +91,24 @@ class TestBatch:
     def test_same_bytes_until_acknowledged(self, recorder: Recorder):
         """A batch that is sent again is the same, although more was recorded meanwhile."""
         recorder.record("created", "a/1")
-        first = recorder.batch()
+        first = recorder.outbox.batch()
         recorder.record("created", "a/2")
-        assert recorder.batch() == first
-        recorder.acknowledge()
-        seq, payloads = recorder.batch()
+        assert recorder.outbox.batch() == first
+        recorder.outbox.acknowledge()
+        seq, payloads = recorder.outbox.batch()
         assert (seq, [decode_row(p).ref for p in payloads]) == (2, ["a/2"])
 
     def test_bounded(self, recorder: Recorder):
         """A batch holds so many events at the most; the rest comes after."""
         for n in range(BATCH + 1):
             recorder.record("created", f"a/{n}")
-        assert len(recorder.batch()[1]) == BATCH
-        recorder.acknowledge()
-        assert len(recorder.batch()[1]) == len(recorder) == 1
+        assert len(recorder.outbox.batch()[1]) == BATCH
+        recorder.outbox.acknowledge()
+        assert len(recorder.outbox.batch()[1]) == len(recorder) == 1
 
     def test_empty(self, recorder: Recorder):
         """Nothing recorded is an empty batch."""
-        assert recorder.batch() == (1, [])
+        assert recorder.outbox.batch() == (1, [])
 
     def test_chained(self, recorder: Recorder):
         """The digests chain across batches."""

@@ -18,6 +18,7 @@ from adapters.registry import ObservedDict, observable
 from reconciler.fold import FleetState
 from store import connect
 from store.messages import IndexEntry
+from tests.support import waiting
 
 keys = st.sampled_from(["a", "b", "c", "d"])
 values = st.integers(0, 3) | st.just([])
@@ -31,7 +32,7 @@ def unstarted() -> Host:
 def alive(host: Host) -> set[str]:
     """What the events recorded so far say is alive."""
     state = FleetState()
-    for row in host.recorder._outbox:
+    for row in waiting(host.recorder):
         state.apply(row, 0)
     return {ref for process in state.processes.values() for ref in process.resources}
 
@@ -144,7 +145,7 @@ TestSameAsADict.settings = settings(max_examples=40, stateful_step_count=25)
 
 
 def types_of(host: Host) -> list[str]:
-    return [row.type for row in host.recorder._outbox]
+    return [row.type for row in waiting(host.recorder)]
 
 
 class TestRegistry:
@@ -170,7 +171,7 @@ class TestRegistry:
             user=lambda id, s: f"user-{id}",
         )
         registry["x"] = "r1"
-        row = host.recorder._outbox[-1]
+        row = waiting(host.recorder)[-1]
         assert (row.uses, row.owned_by, row.attrs) == (
             ("runner/r1",), "tenant/r1", {"user": "user-x"},
         )  # fmt: skip
@@ -181,10 +182,10 @@ class TestRegistry:
         owners: dict[str, str] = {}
         locks = host.registry("lock", owned_by=lambda id, _: owners.get(id))
         locks["l"] = object()
-        assert host.recorder._outbox[-1].attrs == {"awaits_owner": True}
+        assert waiting(host.recorder)[-1].attrs == {"awaits_owner": True}
         owners["l"] = "runner/r"
         host.inventory()
-        assert host.recorder._outbox[-1].owned_by == "runner/r"
+        assert waiting(host.recorder)[-1].owned_by == "runner/r"
         seq = host.recorder.seq
         host.inventory()
         assert host.recorder.seq == seq

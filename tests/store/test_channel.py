@@ -120,7 +120,7 @@ class TestInventory:
         assert found is not None
         assert (found.as_of, found.held) == (2, frozenset())
         key = space.partition_keys(PROCESS).inventory(PROCESS)
-        assert set(await space.store.redis.hkeys(key)) == {b"summary", b"root"}
+        assert set(await space.store.redis.hkeys(key)) == {b"summary", b"root", b"number"}
 
     @pytest.mark.parametrize(
         "rubbish",

@@ -96,9 +96,9 @@ class TestObjections:
         async with connect(url_of(server)) as store:
             server.client.config_set("maxmemory", 1)
             with pytest.raises(RedisBusy, match="its memory is full"):
-                await store.script("append", ["{x}log", "{x}seqs"], ["p", 1, "{}"])
+                await store.script("append", ["{x}log", "{x}seqs"], ["p", 1, 1, "{}"])
             server.client.config_set("maxmemory", 0)
-            assert await store.script("append", ["{x}log", "{x}seqs"], ["p", 1, "{}"]) == [1, 1]
+            assert await store.script("append", ["{x}log", "{x}seqs"], ["p", 1, 1, "{}"]) == [1, 1]
 
     async def test_becomes_a_replica_later(self, start: Start):
         """So is a write to a master that was made a replica."""
@@ -106,7 +106,7 @@ class TestObjections:
         async with connect(url_of(server)) as store:
             server.client.replicaof("127.0.0.1", master.port)
             with pytest.raises(RedisBusy, match="it is a replica now"):
-                await store.script("append", ["{x}log", "{x}seqs"], ["p", 1, "{}"])
+                await store.script("append", ["{x}log", "{x}seqs"], ["p", 1, 1, "{}"])
 
 
 class TestWrongScheme:
