@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import json
 from collections import Counter
 from dataclasses import dataclass
 from math import inf
 
 from reconciler.drift import Drift
-from reconciler.fleet import Fleet, Progress, fold_log, read_workers, recorded_policy
+from reconciler.fleet import Fleet, Progress, fold_log, recorded_policy
 from reconciler.fold import FleetState, ProcessState, Resource
 from reconciler.history import nearest_snapshot
 from reconciler.plan import make_plan
 from reconciler.policy import Policy
-from reconciler.scan import END
+from reconciler.scan import END, entry_id
 from reconciler.watch import ProcessWatch, Watches
 from store.channel import InventoryReader
 from store.connection import Store
@@ -105,6 +106,7 @@ class FleetView:
         watches = {name: await self._watch(process) for name, process in processes.items()}
         drift = Drift.of(watch.drift(now) for watch in watches.values())
         graphs = {name: watch.graph for name, watch in watches.items()}
+        beats = await self._store.redis.hgetall(self._namespace.keys.workers)
         summaries = {name: self._reader.summary(name) for name in processes}
         fleet = Fleet(
             state=self._state,
@@ -113,7 +115,7 @@ class FleetView:
             policy=policy,
             drift=drift,
             plan=make_plan(self._state, drift, {}, policy, now, graphs=graphs),
-            workers=await read_workers(self._namespace),
+            workers={worker.decode(): json.loads(beat) for worker, beat in beats.items()},
             quarantined=await self._log.quarantined(),
             now_ms=now,
         )
@@ -138,7 +140,7 @@ class FleetView:
             if page.position == self._positions[partition]:
                 return
             for name, row in page.rows:
-                at_ms = ms_of(name)
+                at_ms = id_key(name)[0]
                 self._count(row, at_ms)
                 self._watches.fold(self._state, row, at_ms)
             self._positions[partition] = page.position
@@ -172,7 +174,7 @@ class FleetView:
             total.update(counts)
         # A log that is younger than the minutes asked about is judged by its own age.
         first = min((p.started_ms for p in self._state.processes.values()), default=begin)
-        seconds = max(1.0, (now_ms - max(begin, first, self._since_ms)) / 1000)
+        seconds = max(1.0, (now_ms - max(begin, first)) / 1000)
         return Rates(
             seconds,
             total["appeared"],

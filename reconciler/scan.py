@@ -23,6 +23,11 @@ END = 2**63
 """Larger than the counter in any entry id: `(ms, END)` is after all entries of that millisecond."""
 
 
+def entry_id(key: tuple[int, int]) -> str:
+    """The entry id of a value that `id_key` made."""
+    return f"{key[0]}-{key[1]}"
+
+
 async def scan(
     event_log: EventLog,
     see: Iterable[See],
@@ -73,7 +78,7 @@ async def check_entry(event_log: EventLog, key: tuple[int, int], what: str = "--
     """
     if key[1] >= END:
         return
-    wanted = key_id(key)
+    wanted = entry_id(key)
     namespace = await event_log.namespace()
     before: list[str] = []
     after: list[str] = []

@@ -16,7 +16,6 @@ from reconciler.fleet import Fleet, read_fleet
 from reconciler.stuck import find_stuck
 from store.channel import InventoryReader
 from store.connection import Store
-from store.lease import holders
 from store.log import EventLog
 from store.namespace import Namespace
 from store.retention import read_retention
@@ -80,13 +79,15 @@ async def _leases(
 ) -> tuple[dict[int, str | None], dict[str, float]]:
     """Who holds each partition, and which host processes have a lease that lapsed."""
     redis = namespace.store.redis
-    held = await holders(namespace, namespace.all_partitions())
+    partitions: dict[int, str | None] = {}
     lapsed: dict[str, float] = {}
     for partition in namespace.all_partitions():
-        key = namespace.keys.partition(partition).hosts
-        for process, at in await redis.zrangebyscore(key, "-inf", now_ms, withscores=True):
+        keys = namespace.keys.partition(partition)
+        lease = await redis.get(keys.lease)
+        partitions[partition] = None if lease is None else lease.decode().rpartition(" ")[0]
+        for process, at in await redis.zrangebyscore(keys.hosts, "-inf", now_ms, withscores=True):
             lapsed[process.decode()] = now_ms - at
-    return {p: token and token.rpartition(" ")[0] for p, token in held.items()}, lapsed
+    return partitions, lapsed
 
 
 async def _servers(store: Store) -> dict[str, Any]:

@@ -16,13 +16,13 @@ from reconciler.describe_life import describe_explanation
 from reconciler.drift import find_drift
 from reconciler.explanation import Around, Explanation
 from reconciler.explanation import explain as explain_life
-from reconciler.fleet import Progress, fold_log, recorded_policy
+from reconciler.fleet import Progress, recorded_policy
 from reconciler.fold import FleetState
 from reconciler.history import nearest_snapshot
 from reconciler.life import Life, Lives, Worker
 from reconciler.plan import make_plan
 from reconciler.policy import Policy
-from reconciler.scan import END, scan
+from reconciler.scan import scan
 from store.channel import InventoryReader
 from store.errors import BadMoment
 from store.event import EventRow, check_ref
@@ -92,7 +92,7 @@ async def read_lives(
     namespace: Namespace,
     resource: str,
     *,
-    until: Key | None = None,
+    until: str = "+",
     progress: Progress = lambda count: None,
 ) -> tuple[Lives, FleetState]:
     """The lives of a resource up to an entry id, and the fold of the same events."""
@@ -107,6 +107,8 @@ async def read_lives(
             event_log, [lives.see, watch], until=until, partition=partition, progress=progress
         )
         state.take(part)
+    for process, alive in state.find(resource):
+        lives.assume(process.id, alive)
     return lives, state
 
 

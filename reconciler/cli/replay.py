@@ -26,7 +26,7 @@ from reconciler.export import exporting
 from reconciler.fleet import fold_log
 from reconciler.fold import FleetState
 from reconciler.moment import check_past, clock, parse_moment
-from reconciler.scan import check_entry, scan
+from reconciler.scan import check_entry, entry_id, scan
 from store.errors import BadMoment
 from store.log import EventLog
 from store.namespace import Namespace

@@ -75,7 +75,7 @@ async def _watch(view: FleetView, namespace: Namespace, interval: float, *, as_j
                 live.update(picture(fleet, rates, await _held(namespace)), refresh=True)
                 await asyncio.sleep(interval)
     while True:
-        fleet, rates, held = await _look(view, namespace)
+        fleet, rates = await view.look()
         if as_json:
             emit(describe_status(fleet, rates, await _held(namespace)))
         else:

@@ -123,6 +123,17 @@ class TestLives:
             "process_lost",
         ]
 
+    def test_beginning_that_was_dropped(self) -> None:
+        """What the state knows to be alive has a life, although no event tells of its beginning."""
+        state = fold([(1000, row(1, ref="runner/r")), (2000, row(2, ref="runner/seen"))])
+        for ref, known in (("runner/r", False), ("runner/seen", True)):
+            lives = Lives(ref)
+            lives.see("2000-0", row(2, ref="runner/seen"))
+            for process, resource in state.find(ref):
+                lives.assume(process.id, resource)
+            (life,) = lives.lives
+            assert ("no longer in the log" in life.began.reason) is not known
+
     def test_worker_of_a_writer(self) -> None:
         """The writer of an order tells worker, partition and epoch; another writer tells itself."""
         assert Worker.of("worker-p3-e12@host-1:77:1234#2") == Worker("worker@host-1:77", 3, 12)
