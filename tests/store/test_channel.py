@@ -108,7 +108,7 @@ class TestInventory:
         assert found.held == {"a/1"}
         before = reader.bytes_moved
         assert await reader.update(PROCESS) is not None
-        assert reader.bytes_moved - before < 120
+        assert reader.bytes_moved - before < 250
 
     async def test_emptied_bucket(self, space: Namespace, host_end: HostChannel):
         """A bucket in which nothing is left goes, at the host and at the reader."""
