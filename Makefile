@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test slow check lint types layers format bench clean
+.PHONY: help install demo test wide slow check lint types layers format bench clean
 
 help:            ## what there is
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */\1\t/' | column -t -s "$$(printf '\t')"
@@ -25,8 +25,11 @@ install: $(READY) ## set up the virtual environment
 demo: $(READY)    ## a leaking chat service, cleaned up before your eyes
 	@$(BIN)/agent-reconciler demo
 
-test: $(READY)    ## the tests, on real Redis and real ADK
-	@$(PYTEST) -n 2 --dist loadgroup -m "not slow"
+test: $(READY)    ## the tests of the core, on real Redis and real ADK
+	@$(PYTEST) -n 2 --dist loadgroup -m "not slow and not wide"
+
+wide: $(READY)    ## the tests of what stands around it: ADK, bindings, clusters, the page
+	@$(PYTEST) -n 2 --dist loadgroup -m "wide and not slow"
 
 slow: $(READY)    ## long loads, outages and failovers, in real processes
 	@$(PYTEST) -m slow -rA --durations=0

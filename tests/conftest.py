@@ -28,6 +28,28 @@ settings.register_profile("thorough", settings.get_profile("quick"), max_example
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
+WIDE = (
+    "adapters/adk",
+    "adapters/aether",
+    "adapters/bindings",
+    "adapters/test_outages.py",
+    "browser",
+    "reconciler/web",
+    "store/test_cluster.py",
+    *(f"e2e/test_{name}.py" for name in ("adk_command_line", "cluster", "doctor", "explain")),
+    *(f"e2e/test_{name}.py" for name in ("history", "lookback", "status", "workers")),
+)
+"""What stands around the core: `make test` stays under three minutes, `make wide` runs these."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what stands around the core as `wide`."""
+    places = tuple(str(Path(__file__).parent / place) for place in WIDE)
+    for item in items:
+        if str(item.path).startswith(places):
+            item.add_marker(pytest.mark.wide)
+
+
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
     """The address of a Redis that lives as long as the test session."""
