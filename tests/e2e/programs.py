@@ -134,7 +134,7 @@ FAST_POLICY = {
     "session_idle_timeout": 1,
     "runner_idle_timeout": 1,
     "agent_idle_timeout": 1,
-    "owner_timeout": 1,
+    "owner_timeout": 10,
     "idle_timeouts.recovery_record": 1,
     "backoff": 0.2,
 }
