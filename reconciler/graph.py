@@ -7,7 +7,7 @@ teardown needs the other end. `graph_of` derives it from the state, at the cost 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from reconciler.fold import ProcessState
@@ -72,10 +72,3 @@ def graph_of(process: ProcessState, inventory: Inventory | None = None) -> Graph
     for entry in inventory.entries if inventory is not None else ():
         graph.named.setdefault(entry.target, {})[entry] = None
     return graph
-
-
-def graphs_of(
-    processes: Iterable[ProcessState], inventories: Mapping[str, Inventory]
-) -> dict[str, Graph]:
-    """The graphs of several processes, by id."""
-    return {p.id: graph_of(p, inventories.get(p.id)) for p in processes}
