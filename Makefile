@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test wide slow check lint types layers format bench clean
+.PHONY: help install demo test wide slow check lint types layers format bench secrets clean
 
 help:            ## what there is
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */\1\t/' | column -t -s "$$(printf '\t')"
@@ -50,6 +50,9 @@ format: $(READY)  ## bring the code into shape
 
 bench: $(READY)   ## every benchmark, as ratios
 	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+secrets:         ## passwords and token of compose.yaml, into deploy/secrets
+	@deploy/make-secrets.sh
 
 clean:           ## remove what was made
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache artefacts build dist

@@ -14,7 +14,7 @@ from hashlib import sha1
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import (
@@ -99,6 +99,15 @@ async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
 _SCHEMES = "redis://, rediss://, unix://, redis+cluster://, redis+sentinel:// or embedded://PATH"
 
 
+def _take_option(url: str, name: str) -> tuple[str, str | None]:
+    """The URL without an option of its query, and the option's value."""
+    option = re.search(rf"[?&]{name}=([^&]*)", url)
+    if option is None:
+        return url, None
+    rest = url[option.end() :]
+    return url[: option.start()] + (re.sub("^&", "?", rest) if option[0][0] == "?" else rest), option[1]
+
+
 def shown(url: str) -> str:
     """The URL without its password, for messages and logs; also one that cannot be parsed."""
     if url.startswith("embedded://"):
@@ -119,10 +128,9 @@ class Store:
 
     def __init__(self, url: str) -> None:
         # What the project adds to a URL is taken out before redis-py sees it.
-        option = re.search(r"[?&]durability=([^&]*)", url)
-        self.durability = option[1] if option else None
-        if option:
-            url = url[: option.start()] + re.sub("^&", "?", url[option.end() :])
+        url, self.durability = _take_option(url, "durability")
+        url, password_file = _take_option(url, "password_file")
+        self._password_file = Path(unquote(password_file)) if password_file else None
         self.url = shown(url)
         self._address = url
         self._embedded: EmbeddedServer | None = None
@@ -165,14 +173,14 @@ class Store:
             await self._embedded.start()
             address = f"unix://{self._embedded.socket}"
         elif scheme in SCHEMES:
-            address = self._address
+            address = self._with_password()
         else:
             raise BadAddress(f"{self.url!r} has an unknown scheme: write {_SCHEMES}")
         try:
             self._redis = make_client(address)
         except ValueError as error:
             # The error may quote a part of the address, and the password with it.
-            cause = str(error) if self.url == self._address else "it cannot be parsed"
+            cause = str(error) if self.url == address else "it cannot be parsed"
             raise BadAddress(f"{self.url!r} is not a Redis address: {cause}") from None
         try:
             await self._check()
@@ -181,13 +189,34 @@ class Store:
             raise
         return self
 
+    def _with_password(self) -> str:
+        """The address as the client takes it: with the password from the file that it names."""
+        file = self._password_file
+        if file is None:
+            return self._address
+        scheme, _, rest = self._address.partition("://")
+        host = re.split(r"[/?]", rest, maxsplit=1)[0]
+        login, _, _ = host.rpartition("@")
+        if ":" in login:
+            raise BadAddress(f"{self.url} has a password and a password_file: give one of them")
+        try:
+            password = file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise BadAddress(f"password_file {file} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise BadAddress(f"password_file {file} is not text") from None
+        if not password:
+            raise BadAddress(f"password_file {file} is empty: one line with the password is needed")
+        rest = rest.removeprefix(f"{login}@")
+        return f"{scheme}://{login}:{quote(password, safe='')}@{rest}"
+
     async def _check(self) -> None:
         try:
             infos = await self._infos()
         except (AuthenticationError, AuthorizationError) as error:
             raise RedisUnavailable(
                 f"Redis at {self.url} refused the login ({error}): give user and password in the "
-                "URL, redis://user:password@host:port"
+                "URL, redis://user:password@host:port, or redis://user@host:port?password_file=PATH"
             ) from None
         except MasterNotFoundError as error:
             raise RedisUnavailable(
@@ -447,6 +476,8 @@ def connect(url: str) -> Store:
             `embedded://PATH`: a redis-server that is started in that folder if none runs there,
             lives as long as the process that started it, and keeps its data. `?durability=` says
             when a host's events count as acknowledged: `memory`, `fsync` or `replicated`.
+            `?password_file=PATH` takes the password from a file (a mounted secret), so that it is
+            in no command line and no environment.
 
     Raises:
         BadAddress, RedisUnavailable: when it is opened; see `Store.open`.

@@ -10,9 +10,12 @@ quarantine hash with the reason, and the raw entry stays where it is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from redis.exceptions import NoPermissionError
 
 from store.connection import BLOCK_MS, Store
 from store.durability import confirmed
@@ -474,10 +477,14 @@ class EventLog:
     # --- quarantine -----------------------------------------------------------------------------
 
     async def quarantine(self, partition: int, malformed: Iterable[tuple[str, str]]) -> None:
-        """Sets malformed entries aside: id and reason. The raw entries stay in the stream."""
+        """Sets malformed entries aside: id and reason. The raw entries stay in the stream.
+
+        Who may only read leaves it to the workers, which find them too.
+        """
         if reasons := dict(malformed):
             key = (await self.namespace()).keys.partition(partition).quarantine
-            await self._store.redis.hset(key, mapping=reasons)
+            with contextlib.suppress(NoPermissionError):
+                await self._store.redis.hset(key, mapping=reasons)
 
     async def quarantined(self) -> dict[str, str]:
         """All malformed entries known: entry id -> why it is not an event."""

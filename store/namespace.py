@@ -64,10 +64,13 @@ async def open_namespace(
     wanted = DEFAULT_PARTITIONS if partitions is None else partitions
     if not 1 <= wanted <= 4096:
         raise NamespaceError(f"{wanted} partitions cannot be: give a number from 1 to 4096")
-    created = await store.now_ms()
-    for field, value in (("schema", SCHEMA), ("partitions", wanted), ("created_at", created)):
-        await redis.hsetnx(keys.meta, field, str(value))
-    schema, recorded = await redis.hmget(keys.meta, ["schema", "partitions"])
+    fields = ["schema", "partitions"]
+    schema, recorded = await redis.hmget(keys.meta, fields)
+    if schema is None or recorded is None:  # Who may only read opens those that exist.
+        created = await store.now_ms()
+        for field, value in (("schema", SCHEMA), ("partitions", wanted), ("created_at", created)):
+            await redis.hsetnx(keys.meta, field, str(value))
+        schema, recorded = await redis.hmget(keys.meta, fields)
     if not (schema.isdigit() and recorded.isdigit()):
         raise NamespaceError(
             f"namespace {name} at {store.url} has a record that cannot be read: schema {schema!r}, "

@@ -1,6 +1,6 @@
 """The command line: `agent-reconciler`.
 
-Every command takes --url, --namespace and --json. Exit status: 0 nothing left to do, 1 something is
+Every command that looks into Redis takes --url, --namespace and --json. Exit status: 0 nothing left to do, 1 something is
 left, 2 it could not run. What goes wrong is one line on standard error that says what, where, and
 what to do; a traceback never reaches the user.
 """
@@ -21,6 +21,7 @@ from reconciler.cli.archive import archive
 from reconciler.cli.demo import demo
 from reconciler.cli.doctor import doctor
 from reconciler.cli.explain import explain
+from reconciler.cli.health import health
 from reconciler.cli.log import log
 from reconciler.cli.reconcile import reconcile
 from reconciler.cli.replay import replay
@@ -52,6 +53,7 @@ for command in (
     replay,
     explain,
     doctor,
+    health,
     archive,
     verify,
 ):
