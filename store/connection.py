@@ -23,6 +23,7 @@ from redis.exceptions import (
     BusyLoadingError,
     ClusterError,
     MasterDownError,
+    NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -70,6 +71,9 @@ these may try again later."""
 _FOR_NOW = re.compile(
     r"\b(READONLY|OOM|MISCONF|NOREPLICAS|CLUSTERDOWN|MASTERDOWN|TRYAGAIN|LOADING|UNBLOCKED|NOTREADY)\b"
 )
+
+# What a script is told whose user may not do, or not there, what the script does: Redis 6.2, and 7.
+_NOT_ALLOWED = re.compile(r"The user executing the script can't|ACL failure in script|NOPERM")
 
 
 def check_cancelled() -> None:
@@ -217,6 +221,11 @@ class Store:
             raise RedisUnavailable(
                 f"Redis at {self.url} refused the login ({error}): give user and password in the "
                 "URL, redis://user:password@host:port, or redis://user@host:port?password_file=PATH"
+            ) from None
+        except NoPermissionError as error:
+            raise RedisUnavailable(
+                f"Redis at {self.url} lets this user do too little ({error}): give it the rights of "
+                "deploy/redis/users.acl"
             ) from None
         except MasterNotFoundError as error:
             raise RedisUnavailable(
@@ -367,6 +376,8 @@ class Store:
             return SequenceGap(str(writer), int(first), int(message.split()[1]))
         if isinstance(error, Unavailable):
             return error
+        if _NOT_ALLOWED.search(message) is not None:
+            return NoPermissionError(f"the script {name} may not do for this user what it does")
         if (found := _FOR_NOW.search(message)) is not None:
             return RedisBusy(
                 f"Redis at {self.url} cannot take {name} for now ({found[1]}): "

@@ -33,6 +33,7 @@ WIDE = (
     "adapters/aether",
     "adapters/bindings",
     "adapters/test_outages.py",
+    "deploy",
     "browser",
     "reconciler/web",
     "store/test_cluster.py",

@@ -14,7 +14,7 @@ import os
 import sys
 
 import click
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from reconciler import logs
 from reconciler.cli.archive import archive
@@ -87,6 +87,11 @@ def run(arguments: list[str] | None = None) -> int:
         # Whoever read our output has gone; that is no fault. What is buffered goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except NoPermissionError as error:
+        return _fail(
+            f"Redis does not let this user do that ({_one_line(error)}): use one who may, see "
+            "deploy/redis/users.acl"
+        )
     except RedisError as error:
         return _fail(f"Redis refused or broke off: {_one_line(error)}; see its log, then try again")
     except Unavailable as error:

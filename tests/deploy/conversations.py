@@ -1,0 +1,40 @@
+"""Keeps conversations and recovery records in every way, as the user `host`, once."""
+
+from __future__ import annotations
+
+import asyncio, sys
+from google.adk.events.event import Event
+from google.adk.events.event_actions import EventActions
+from google.adk.sessions.base_session_service import GetSessionConfig
+from google.genai import types
+from adapters.adk import RedisSessionService
+from store import connect
+from store.recovery import RecoveryRecord, RecoveryStore
+
+NAME = {"app_name": "app", "user_id": "u", "session_id": "s"}
+
+def said(text, **state):
+    content = types.Content(role="user", parts=[types.Part(text=text)])
+    return Event(author="user", content=content, actions=EventActions(state_delta=state))
+
+async def main(url):
+    for retention in (600, None):
+        async with RedisSessionService(url, ttl=retention) as one:
+            session = await one.create_session(**NAME, state={"app:a": 1, "user:b": 2, "c": 3})
+            for number in range(5):
+                await one.append_event(session, said(str(number), **{"app:a": number, "c": number}))
+            async with RedisSessionService(url, ttl=retention) as other:
+                assert len((await other.get_session(**NAME)).events) == 5
+                config = GetSessionConfig(num_recent_events=2)
+                assert len((await other.get_session(**NAME, config=config)).events) == 2
+                assert (await other.list_sessions(app_name="app")).sessions
+                assert (await other.list_sessions(app_name="app", user_id="u")).sessions
+                await other.delete_session(**NAME)
+    async with connect(url) as store:
+        for retention in (600.0, None):
+            records = RecoveryStore(store, "default", retention=retention)
+            await records.save(RecoveryRecord("app", "u", "s", 1.0))
+            assert await records.load("app", "u", "s")
+            assert await records.purge("app", "u", "s")
+
+asyncio.run(main(sys.argv[1]))
