@@ -298,7 +298,7 @@ class TestForcedPass:
         service.agent_runners["a"] = "gone"
         await eventually(lambda: len(service.host.recorder) == 0)
         await end_tasks([t for t in service.host._tasks if t.get_name().endswith("_receive")])
-        await eventually(lambda: not service.host._book.dirty)
+        await eventually(lambda: not service.host.book.dirty)
         result = await reconciler.reconcile(dry_run=True)
         assert result.silent == {service.host.process}
         assert refs(result.as_dict()["dangling"]) == [("runner/gone", "a")]
