@@ -95,10 +95,6 @@ class Plan:
         """The steps that do not depend on the outcome of others."""
         return tuple(step for step in self.steps if not step.consequence)
 
-    @property
-    def stuck(self) -> tuple[Waiting, ...]:
-        return tuple(waiting for waiting in self.waiting if waiting.stuck)
-
 
 def retry_at(target: str, attempt: Attempt, policy: Policy) -> int:
     """When a teardown may be tried again: exponential backoff with jitter, in ms of Redis time.
