@@ -11,65 +11,42 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from opentelemetry.trace import Span, SpanKind
+
+from adapters.entry import Entry, current_order
 from adapters.logs import get_logger
-from adapters.registry import Registry
 from store.event import Scalar
 from store.messages import Action, Order
+from store.tracing import context_of, failed, tracer
 
 if TYPE_CHECKING:
     from adapters.host import Host
 
 log = get_logger("adapters.executor")
 
-current_order: ContextVar[Order | None] = ContextVar("agent_reconciler_order", default=None)
-"""The order that the running code carries out: what it removes was removed because of that."""
-
-
-@dataclass(slots=True)
-class Entry:
-    """One live resource of this process.
-
-    Attributes:
-        ref: `kind/id`.
-        seq: of its last event.
-        registry: that holds it; None where it was only recorded.
-        key: under which.
-        obj: the very object.
-        uses, owned_by: as recorded.
-        in_use: acquired by how many, through the host.
-        held: acquired by how many besides, by the service's own count.
-        mark: of its last use, as its registry's `used` tells it.
-        terminating: the order that is ending it, or empty.
-        heir: the entry of the same object after the service took it out of its registry unclosed.
-    """
-
-    ref: str
-    seq: int
-    registry: Registry | None = None
-    key: Any = None
-    obj: Any = None
-    uses: tuple[str, ...] = ()
-    owned_by: str | None = None
-    in_use: int = 0
-    held: int = 0
-    mark: Any = None
-    terminating: str = ""
-    heir: Entry | None = None
-
-    @property
-    def holders(self) -> int:
-        """Acquired by how many, by whichever count."""
-        return self.in_use + self.held
-
 
 class Refusal(Exception):
     """A precondition does not hold: `stale`, `gone` or `busy`, and why. A teardown may raise it."""
+
+    @property
+    def outcome(self) -> str:
+        """The same as one of `adapters.metrics.OUTCOMES`."""
+        word = str(self).partition(":")[0]
+        return word if word in {"stale", "gone", "busy"} else "refused"
+
+
+class _NoEnd(TimeoutError):
+    """A teardown did not end within its time."""
+
+
+class _NotSaved(RuntimeError):
+    """The recovery record of a session was not saved, so it stays."""
 
 
 class Executor:
@@ -89,7 +66,41 @@ class Executor:
             await asyncio.gather(*(self._one(order) for order in stages[stage]))
 
     async def _one(self, order: Order) -> None:
+        if order.action == Action.REPORT:
+            self._host.report(order.id)
+            return
         token = current_order.set(order)
+        try:
+            with self._span(order) as span:
+                outcome = await self._carry_out(order)
+                span.set_attribute("agent_reconciler.outcome", outcome)
+                if outcome in {"failed", "timed_out", "not_saved"}:
+                    # Not the words of the error: they are the service's own, whatever is in them.
+                    failed(span, outcome)
+        finally:
+            current_order.reset(token)
+        self._host.metrics.count_order(order.action, outcome)
+
+    def _span(self, order: Order) -> AbstractContextManager[Span]:
+        """The span of an order: a child of the worker's, linked to the request that made the resource."""
+        entry = self._host.entries.get(order.ref)
+        origin = entry.origin if entry is not None else None
+        about = {
+            "agent_reconciler.ref": order.ref,
+            "agent_reconciler.process": order.process,
+            "agent_reconciler.order_id": order.id,
+            "agent_reconciler.reason": order.reason,
+        }
+        if origin is not None:
+            about["agent_reconciler.created_by_trace"] = origin.trace_id
+        return tracer.start_as_current_span(
+            order.action.replace("_", " "), context_of(order.traceparent), SpanKind.CONSUMER,
+            attributes=about, links=origin.links if origin is not None else None,
+            record_exception=False,
+        )  # fmt: skip
+
+    async def _carry_out(self, order: Order) -> str:
+        """Carries out one order, and records what became of it; that as one word."""
         try:
             match order.action:
                 case Action.TEARDOWN:
@@ -100,18 +111,23 @@ class Executor:
                     self._close_ghost(order)
                 case Action.ADOPT:
                     self._adopt(order)
-                case Action.REPORT:
-                    self._host.report(order.id)
                 case _:
                     raise Refusal(f"gone: this host does not know the action {order.action!r}")
         except Refusal as refusal:
             self._outcome("cleanup_refused", order, str(refusal))
+            return refusal.outcome
         except Exception as error:
             # A function of the service raised: that ends this order, not those after it.
-            log.warning("order failed", ref=order.ref, order_id=order.id, reason=str(error))
-            self._outcome("cleanup_failed", order, str(error) or type(error).__name__)
-        finally:
-            current_order.reset(token)
+            reason = str(error) or type(error).__name__
+            log.warning(
+                "order failed",
+                action=order.action, ref=order.ref, order_id=order.id, reason=reason,
+            )  # fmt: skip
+            self._outcome("cleanup_failed", order, reason)
+            if isinstance(error, _NoEnd):
+                return "timed_out"
+            return "not_saved" if isinstance(error, _NotSaved) else "failed"
+        return "done"
 
     def _outcome(self, type: str, order: Order, reason: str) -> None:
         attrs: dict[str, Scalar] | None = None
@@ -158,16 +174,13 @@ class Executor:
         task = asyncio.ensure_future(self._end(entry, order))
         # As long as it runs, whatever became of the order, nobody can acquire what it takes apart.
         task.add_done_callback(lambda _: self._let_go(entry))
+        began = time.perf_counter()
         try:
             await self._bounded(task, order.timeout)
-            if entry.seq == 0:
-                self._outcome("cleaned_up", order, order.reason)
-        except Refusal:
-            raise
-        except Exception as error:
-            reason = str(error) or type(error).__name__
-            log.warning("teardown failed", ref=order.ref, order_id=order.id, reason=reason)
-            self._outcome("cleanup_failed", order, reason)
+        finally:
+            self._host.metrics.teardown_seconds.observe(time.perf_counter() - began)
+        if entry.seq == 0:
+            self._outcome("cleaned_up", order, order.reason)
 
     async def _end(self, entry: Entry, order: Order) -> None:
         registry = entry.registry
@@ -183,9 +196,9 @@ class Executor:
             try:
                 await _call(registry.save, id, entry.obj)
             except Exception as error:
-                raise RuntimeError(
-                    f"it stays, its recovery record was not saved: {error}"
-                ) from error
+                self._host.metrics.saves.labels("failed").inc()
+                raise _NotSaved(f"it stays, its recovery record was not saved: {error}") from error
+            self._host.metrics.saves.labels("saved").inc()
         await _call(registry.teardown or close, id, entry.obj)
         if self._host.entries.get(entry.ref) is entry:
             if self._host.holds(entry):
@@ -208,7 +221,7 @@ class Executor:
                 raise RuntimeError("it was cancelled from within")
             return task.result()
         self._give_up(task)
-        raise TimeoutError(f"no end after {timeout:g} s; it was cancelled")
+        raise _NoEnd(f"no end after {timeout:g} s; it was cancelled")
 
     def _give_up(self, task: asyncio.Task[None]) -> None:
         task.cancel()

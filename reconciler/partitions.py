@@ -30,7 +30,8 @@ from store.namespace import Namespace
 log = structlog.get_logger("reconciler.partitions")
 
 _HOSTS_RETURN_SECONDS = 6.0
-"""After Redis was away, hosts have so long to be heard of again before they count as lost."""
+"""After Redis or this worker was away, hosts have so long to be heard of again before they count as
+lost."""
 _UNWATCHED_SECONDS = 3.0
 _AGAIN_SECONDS = 0.2
 
@@ -246,6 +247,8 @@ class Partitions:
 
     async def keep(self) -> None:
         """Looks at the leases, for ever."""
+        # Nobody knows what was before: Redis may have come back a moment ago, and hosts may not have.
+        self._away(self._namespace.all_partitions())
         while True:
             check_cancelled()
             began = time.monotonic()

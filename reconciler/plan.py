@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
-from reconciler.drift import Drift, DriftItem
+from reconciler.drift import Cause, Drift, DriftItem
 from reconciler.fold import Attempt, FleetState, ProcessState, target_of
 from reconciler.graph import Graph, Refs, graph_of
 from reconciler.policy import Policy
@@ -42,6 +42,7 @@ class Step:
         stage: steps are carried out stage by stage.
         since_ms: Redis time since when it is due, as far as known.
         consequence: it becomes due only through other steps of this plan.
+        cause: why it has to go, as one word.
     """
 
     action: Action
@@ -56,6 +57,7 @@ class Step:
     key: str | None = None
     consequence: bool = False
     since_ms: int = 0
+    cause: Cause = "idle"
 
     @property
     def target(self) -> str:
@@ -92,10 +94,6 @@ class Plan:
     def due(self) -> tuple[Step, ...]:
         """The steps that do not depend on the outcome of others."""
         return tuple(step for step in self.steps if not step.consequence)
-
-    @property
-    def stuck(self) -> tuple[Waiting, ...]:
-        return tuple(waiting for waiting in self.waiting if waiting.stuck)
 
 
 def retry_at(target: str, attempt: Attempt, policy: Policy) -> int:
@@ -238,6 +236,7 @@ def _teardowns(
             _before(process, ref, everything, users),
             consequence=ref in consequences,
             since_ms=item.since_ms,
+            cause=item.cause,
         )
 
 
@@ -263,7 +262,7 @@ def _owned_along(
             if ref in gone or resource.in_use or resource.keep_until_ms > now_ms:
                 continue
             reason = f"what it lives on, {ended}, goes in the same pass"
-            item = DriftItem("orphan", process.id, ref, reason, resource.seq)
+            item = DriftItem("orphan", process.id, ref, reason, resource.seq, why="owner_gone")
             if free(item):
                 along[ref] = item
                 gone.add(ref)
@@ -371,7 +370,10 @@ def _corrections(ready: list[DriftItem], policy: Policy) -> Iterator[Step]:
         else:
             action = Action.TEARDOWN
             stage = _KIND_STAGE.get(item.ref.partition("/")[0], _OWNED_STAGE)
-        yield Step(action, item.process, item.ref, item.seq, item.reason, item.sort, stage)
+        yield Step(
+            action, item.process, item.ref, item.seq, item.reason, item.sort, stage,
+            cause=item.cause,
+        )  # fmt: skip
 
 
 def _entries(
@@ -405,4 +407,5 @@ def _drop(item: DriftItem, *, consequence: bool = False) -> Step:
         registry=item.registry,
         key=item.key,
         consequence=consequence,
+        cause=item.cause,
     )

@@ -159,7 +159,7 @@ class Order(msgspec.Struct, frozen=True, omit_defaults=True):
         stage: orders sent together are carried out stage by stage, ascending.
         timeout: seconds that a teardown may take.
         registry, key: the index entry of a `drop_entry`.
-        trace_id: of the pass.
+        traceparent: the worker's span of this order (W3C Trace Context); see `store.tracing`.
     """
 
     id: str
@@ -173,7 +173,7 @@ class Order(msgspec.Struct, frozen=True, omit_defaults=True):
     timeout: float = 30.0
     registry: str | None = None
     key: str | None = None
-    trace_id: str | None = None
+    traceparent: str | None = None
 
 
 class Note(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -64,7 +64,7 @@ async def look_up(store: Store, namespace: Namespace, fleet: Fleet) -> Facts:
         lapsed=lapsed,
         servers=await _servers(store),
         clocks=await _clocks(namespace),
-        stuck=list(find_stuck(fleet.state, fleet.policy)),
+        stuck=list(find_stuck(fleet.state.processes.values(), fleet.policy)),
         quarantined=fleet.quarantined,
         outboxes=await _outboxes(namespace, fleet),
         # Hosts of other versions say more, or less, of their outbox.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from adapters import Host
-from adapters.executor import current_order
+from adapters.entry import current_order
 from store import EventLog, NotAlive
 from store.event import EventRow
 from store.messages import Action, Order, hash_of
