@@ -83,7 +83,7 @@ async def readyz(request: web.Request) -> web.Response:
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """Memory, descriptors and processor time of the process, for Prometheus."""
+    """What the host counts, and the memory and descriptors of the process, for Prometheus."""
     return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
@@ -108,6 +108,7 @@ def application(options: argparse.Namespace) -> web.Application:
             options.url, name="leaky-chat", namespace=options.namespace, spill_dir=options.spill_dir
         ) as host:
             look_after(host, service)
+            host.metrics.register()
             app[HOST] = host
             talking = asyncio.create_task(talk(service, options.rate)) if options.rate else None
             yield

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 import redis
 
+from tests.deploy.http import get, post
 from tests.deploy.local import Machine
 from tests.deploy.usage import Usage, Watch
 from tests.e2e.programs import ROOT, Cli, eventually
@@ -148,18 +148,6 @@ def follow_the_log(machine: Machine) -> None:
         assert following.stdout is not None
         assert json.loads(following.stdout.readline())["process"].startswith("leaky-chat@")
         following.terminate()
-
-
-def post(url: str, body: Any, headers: dict[str, str] | None = None) -> Any:
-    kind = {"Content-Type": "application/json", **(headers or {})}
-    request = urllib.request.Request(url, json.dumps(body).encode(), kind)
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.loads(answer.read())
-
-
-def get(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=30) as answer:
-        return json.loads(answer.read())
 
 
 def granted() -> dict[str, tuple[set[str], set[str]]]:
