@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from store.connection import BLOCK_MS, Unavailable
+from store.connection import BLOCK_MS
 from store.errors import MalformedEntry, SequenceGap
 from store.event import NO_DIGEST, EventRow, encode
 from store.lease import Lease
@@ -34,6 +34,7 @@ from store.messages import (
     encode_message,
 )
 from store.namespace import Namespace
+from store.refusals import Unavailable
 from store.streams import Streams, read_streams
 
 _ASK_SECONDS = 0.5
