@@ -20,9 +20,10 @@ import structlog
 from reconciler.leases import LOOK, Change, Leases
 from reconciler.metrics import Metrics
 from reconciler.tail import Tail
-from store.channel import Inbox, WorkerChannel, lapsed_hosts
+from store.channel import WorkerChannel, lapsed_hosts
 from store.errors import Fenced, SequenceGap
 from store.event import EventRow, process_id
+from store.inbox import Inbox
 from store.lease import Lease
 from store.namespace import Namespace
 from store.refusals import Unavailable

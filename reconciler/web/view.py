@@ -27,10 +27,11 @@ from reconciler.policy import Policy
 from reconciler.tail import Tail
 from reconciler.web.errors import ApiError
 from reconciler.web.lifetimes import Lifetimes
-from store.channel import Inbox, InventoryReader
 from store.connection import BLOCK_MS
 from store.errors import PolicyError
 from store.event import EventRow
+from store.inbox import Inbox
+from store.inventories import InventoryReader
 from store.lease import holders
 from store.log import EventLog
 from store.messages import Inventory
