@@ -32,11 +32,12 @@ from adapters.registry import Index, ObservedDict, Registry, Teardown, observabl
 from adapters.sender import AWAY, CANNOT_SEND, RETRY_FIRST, OutboxOptions, Sender
 from adapters.spill import SPILL_LIMIT
 from adapters.stocktaking import EVERYTHING, LOOKS, findings, inventory, take_stock
-from store.connection import Store, check_cancelled, connect, end_tasks
+from store.connection import Store, connect
 from store.durability import Durability
 from store.log import EventLog
 from store.messages import Inventory, Order, RegistryCount, Summary
 from store.namespace import DEFAULT_NAMESPACE
+from store.tasks import check_cancelled, end_tasks
 
 log = get_logger("adapters.host")
 
@@ -191,6 +192,13 @@ class Host(Holdings):
         if not tasks:
             return
         await end_tasks([*tasks, *self._executing])
+        # In a task of its own: a service that is told to end by cancelling it comes here in a task that
+        # counts as cancelled, and what sends asks for that.
+        await asyncio.create_task(self._leave(), name="host leaves")
+        if self._owns_store:
+            await self._store.close()
+
+    async def _leave(self) -> None:
         self.recorder.record("process_stopped", f"process/{self.process}", reason="closed")
         try:
             async with asyncio.timeout(_STOP_SECONDS):
@@ -199,8 +207,6 @@ class Host(Holdings):
         except CANNOT_SEND as error:
             log.warning("no good end: Redis cannot be told", error=str(error))
         await self._sender.close()
-        if self._owns_store:
-            await self._store.close()
 
     def __await__(self) -> Generator[Any, None, Host]:
         return self.start().__await__()

@@ -20,12 +20,14 @@ import structlog
 from reconciler.leases import LOOK, Change, Leases
 from reconciler.metrics import Metrics
 from reconciler.tail import Tail
-from store.channel import Inbox, WorkerChannel, lapsed_hosts
-from store.connection import Unavailable, check_cancelled
+from store.channel import WorkerChannel, lapsed_hosts
 from store.errors import Fenced, SequenceGap
 from store.event import EventRow, process_id
+from store.inbox import Inbox
 from store.lease import Lease
 from store.namespace import Namespace
+from store.refusals import Unavailable
+from store.tasks import check_cancelled
 
 log = structlog.get_logger("reconciler.partitions")
 
@@ -76,6 +78,7 @@ class Partitions:
         self._tail = tail
         self._inbox = inbox
         self._name = name
+        self._lease_seconds = lease_seconds
         self._every = lease_seconds * LOOK
         self._metrics = metrics
         self._touch = touch
@@ -103,6 +106,9 @@ class Partitions:
         """Why it does not act for its share; None when it does."""
         if self._opening or not self._looked:
             return "the log has not been read to its end yet"
+        silent = time.monotonic() - self._looked_at
+        if silent > self._lease_seconds:
+            return f"Redis has not answered for {silent:.0f} s: the leases may have lapsed"
         if not self.channels and self.leases.share:
             return "no partition is held: another worker has them, or Redis is away"
         return None

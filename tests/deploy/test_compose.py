@@ -115,8 +115,9 @@ class TestCommands:
 
     def test_workers_share_and_are_asked_with_a_token(self, machine: Machine) -> None:
         """Both workers act; without the token of the secret nothing can be changed, with it it can."""
-        beats = json.loads(machine.cli("status", "--json").stdout)["workers"]
-        assert {row["worker"].partition("@")[0] for row in beats} == {"worker-1", "worker-2"}
+        workers = json.loads(machine.cli("status", "--json").stdout)["workers"]
+        names = {worker.partition("-p")[0].partition("@")[0] for worker in workers}
+        assert names == {"worker-1", "worker-2"}
         url = f"http://127.0.0.1:{machine.port('worker-2', 8080)}/api/reconcile"
         with pytest.raises(urllib.error.HTTPError) as refused:
             post(url, {"dry_run": True})
@@ -127,7 +128,8 @@ class TestCommands:
 
     def test_policy_is_that_of_the_file(self, machine: Machine) -> None:
         """The workers run with deploy/policy.toml."""
-        policy = json.loads(machine.cli("status", "--json").stdout)["policy"]
+        url = f"http://127.0.0.1:{machine.port('worker-1', 8080)}/api/fleet"
+        policy = eventually(lambda: get(url).get("policy"), "the fleet is seen")
         assert float(policy["session_idle_timeout"]) == 120
 
     def test_chat_is_used_over_http(self, machine: Machine) -> None:
@@ -228,7 +230,7 @@ class TestEnd:
         for service in ("chat", "worker-1", "worker-2"):
             assert machine.stop(service) == 0, machine.log(service).read_text()[-2000:]
         status = json.loads(machine.cli("status", "--json").stdout)
-        assert (status["workers"], status["processes"]) == ([], [])
+        assert (status["workers"], status["processes"]) == ({}, [])
         assert machine.stop("redis") == 0
 
 

@@ -12,10 +12,10 @@ import pytest
 from adapters import Host
 from reconciler import Policy, Reconciler, forced
 from store import EventLog, Store, UnknownProcess
-from store.channel import ask
-from store.connection import end_tasks
 from store.event import NO_DIGEST, encode
+from store.inbox import ask
 from store.messages import Note
+from store.tasks import end_tasks
 from tests.support import entries_of, eventually, row, story
 
 pytestmark = pytest.mark.parametrize("near", [False, True], ids=["through-redis", "in-process"])
