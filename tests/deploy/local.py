@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,12 +39,15 @@ class Machine:
     Attributes:
         folder: volumes, secrets, logs and temporary files.
         rules: the ACL file of Redis, before start.sh.
+        services: what may be started, in the words of compose.yaml; `places` (mounts) and `probe` (a
+            readiness probe) are for what has another form there.
         ports: (service, port in its container) -> port here.
         running: started services.
     """
 
     folder: Path
     rules: Path = ROOT / "deploy/redis/users.acl"
+    services: dict[str, Any] = field(default_factory=lambda: SERVICES)
     ports: dict[tuple[str, int], int] = field(default_factory=dict)
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -64,13 +68,13 @@ class Machine:
     def url(self, user: str) -> str:
         """The address of Redis for one of its users, as the services write it."""
         url = f"redis://{user}@redis:6379?password_file=/run/secrets/redis_{user}"
-        return self.here("cli", url)
+        return self.here("redis", url)
 
     # --- from the container's words to ours -------------------------------------------------------
 
     def here(self, service: str, word: str) -> str:
         """A word of a container's command as it is meant on this machine."""
-        for name in SERVICES:
+        for name in self.services:
             word = re.sub(
                 rf"\b{name}:(\d+)\b", lambda m, n=name: self._address(n, int(m[1])), word
             )
@@ -88,8 +92,8 @@ class Machine:
 
     def mounts(self, service: str) -> dict[str, Path]:
         """Places in the container of a service -> where they are here."""
-        found = {"/run/secrets": self.secrets}
-        entry = SERVICES[service]
+        entry = self.services[service]
+        found = {"/run/secrets": self.secrets, **entry.get("places", {})}
         for config in entry.get("configs", ()):
             found[config["target"]] = ROOT / COMPOSE["configs"][config["source"]]["file"]
         for mount in entry.get("volumes", ()):
@@ -113,7 +117,7 @@ class Machine:
         """What a container gets: its own variables, and nothing of ours that could help it."""
         own = {
             name: self.here(service, value)
-            for name, value in SERVICES[service].get("environment", {}).items()
+            for name, value in self.services[service].get("environment", {}).items()
         }
         kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
         mounts = self.mounts(service)
@@ -130,7 +134,7 @@ class Machine:
 
     def start(self, service: str, *more: str) -> None:
         """Starts a service by entrypoint and command of compose.yaml, and waits until it is healthy."""
-        entry = SERVICES[service]
+        entry = self.services[service]
         command = self.words(service, [*entry.get("entrypoint", ()), *entry["command"]])
         if service == "redis":
             command = [*_expanded(command), "--port", str(self.port("redis", 6379))]
@@ -152,8 +156,10 @@ class Machine:
         return self.folder / f"{service}.log"
 
     def healthy(self, service: str) -> subprocess.CompletedProcess[str]:
-        """Runs the health check of a service, once."""
-        kind, *words = SERVICES[service]["healthcheck"]["test"]
+        """Runs the health check, or the readiness probe, of a service, once."""
+        if (probe := self.services[service].get("probe")) is not None:
+            return self._probe(service, probe)
+        kind, *words = self.services[service]["healthcheck"]["test"]
         if kind == "CMD-SHELL":
             text = " ".join(_program("redis-cli")) + f" -p {self.port('redis', 6379)}"
             command = ["sh", "-c", self.here(service, words[0]).replace("redis-cli", text)]
@@ -164,9 +170,23 @@ class Machine:
             capture_output=True, text=True, timeout=30, check=False,
         )  # fmt: skip
 
+    def _probe(self, service: str, probe: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+        if "exec" in probe:
+            sh, option, text = probe["exec"]["command"]
+            program = " ".join(_program("redis-cli")) + f" -p {self.port('redis', 6379)}"
+            command = [sh, option, text.replace("redis-cli", program)]
+            return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        asked = probe["httpGet"]
+        url = f"http://127.0.0.1:{self.port(service, asked['port'])}{asked['path']}"
+        try:
+            with urllib.request.urlopen(url, timeout=probe.get("timeoutSeconds", 1)) as answer:
+                return subprocess.CompletedProcess([url], 0, answer.read().decode(), "")
+        except OSError as error:
+            return subprocess.CompletedProcess([url], 1, "", str(error))
+
     def cli(self, *words: str, user: str | None = None) -> subprocess.CompletedProcess[str]:
         """A command, as the service `cli` runs it (or as another user of Redis)."""
-        entry = SERVICES["cli"]
+        entry = self.services["cli"]
         environment = self.environment("cli")
         if user is not None:
             environment["AGENT_RECONCILER_URL"] = self.url(user)

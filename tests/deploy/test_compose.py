@@ -128,9 +128,10 @@ class TestCommands:
 
     def test_policy_is_that_of_the_file(self, machine: Machine) -> None:
         """The workers run with deploy/policy.toml."""
-        url = f"http://127.0.0.1:{machine.port('worker-1', 8080)}/api/fleet"
-        policy = eventually(lambda: get(url).get("policy"), "the fleet is seen")
-        assert float(policy["session_idle_timeout"]) == 120
+        for service in ("worker-1", "worker-2"):
+            lines = map(json.loads, machine.log(service).read_text().splitlines())
+            (started,) = [line for line in lines if line["event"] == "worker started"]
+            assert started["session_idle_timeout"] == 120
 
     def test_chat_is_used_over_http(self, machine: Machine) -> None:
         """A chat begins, answers and is in the log; nonsense is told in one sentence."""
