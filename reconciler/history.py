@@ -21,7 +21,7 @@ from store.errors import HistoryDropped
 from store.lease import Lease
 from store.log import EventLog
 from store.namespace import Namespace
-from store.position import START, Key, id_key, key_id
+from store.position import START, Key, id_key, key_id, ms_of
 from store.retention import (
     OFF,
     Retention,
@@ -101,6 +101,44 @@ async def nearest_snapshot(
         log.error("state incomplete: what was alive before is not known", reason=lost)
         return FleetState(), covered.dropped
     return FleetState(), START
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """The beginning of a log that was dropped, because the archive was off.
+
+    Attributes:
+        partitions: whose.
+        until_ms: what came before this is nowhere any more.
+        complete_ms: from here on a snapshot tells what was alive; None when none can be read.
+    """
+
+    partitions: tuple[int, ...]
+    until_ms: int
+    complete_ms: int | None
+
+
+async def missing_beginning(namespace: Namespace) -> Missing | None:
+    """What of the beginning of the log is gone; None when it has all of it."""
+    partitions, until_ms = [], 0
+    complete: list[int | None] = []
+    for partition in namespace.all_partitions():
+        dropped = (await read_covered(namespace, partition)).dropped
+        if dropped == START:
+            continue
+        partitions.append(partition)
+        until_ms = max(until_ms, ms_of(dropped))
+        known = [
+            position
+            for position in await snapshot_positions(namespace, partition)
+            if id_key(position) >= id_key(dropped)
+            and await read_snapshot(namespace, partition, position) is not None
+        ]
+        complete.append(ms_of(known[-1]) + 1 if known else None)
+    if not partitions:
+        return None
+    told = [ms for ms in complete if ms is not None]
+    return Missing(tuple(partitions), until_ms, max(told) if len(told) == len(complete) else None)
 
 
 async def _decode(partition: int, position: str, data: bytes) -> FleetState | None:

@@ -25,6 +25,7 @@ from reconciler.describe import describe_resource
 from reconciler.export import exporting
 from reconciler.fleet import fold_log
 from reconciler.fold import FleetState
+from reconciler.history import missing_beginning
 from reconciler.moment import check_past, clock, parse_moment
 from reconciler.scan import check_entry, entry_id, scan
 from store.errors import BadMoment
@@ -110,6 +111,9 @@ async def _run(
             check_past(moment, now, f"--{what}")
             await check_entry(event_log, moment, f"--{what}")
         at = moments.get("at")
+        stretch = file is not None or (step and at is None) or "to" in moments
+        if stretch and "from" not in moments:
+            await _tell_what_is_missing(namespace)
         if file is not None:
             await _export(namespace, file, moments, resource, as_json=as_json)
         elif step:
@@ -126,6 +130,23 @@ async def _run(
                 emit(_alive(state, at_ms))
             else:
                 show_alive(state, at_ms)
+
+
+async def _tell_what_is_missing(namespace: Namespace) -> None:
+    """Says in one line that the log has lost its beginning, where that is what is asked for."""
+    missing = await missing_beginning(namespace)
+    if missing is None:
+        return
+    names = ", ".join(map(str, missing.partitions))
+    line = (
+        f"incomplete: events up to {clock(missing.until_ms)} UTC of partition {names} were dropped "
+        "(archive: off), and what began with them is not shown; "
+    )
+    if missing.complete_ms is None:
+        line += "no snapshot that can be read tells what was alive then"
+    else:
+        line += f"from {clock(missing.complete_ms)} UTC on (--from) everything is"
+    click.echo(line, err=True)
 
 
 def _alive(state: FleetState, at_ms: int, resource: str | None = None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from reconciler.cli import run as run_cli
 from reconciler.fleet import fold_log
 from store import EventLog, LifecycleEvent, connect
 from tests.e2e.programs import ROOT
+from tests.history import begin
 
 P = "svc@host:1:1"
 IDLE = "idle for 3612.4 s, the limit is 3600 s"
@@ -279,3 +280,50 @@ class TestBadInput:
     async def test_one_line(self, past: SimpleNamespace, arguments: list[str], needle: str) -> None:
         """Nonsense is told in one line with status 2."""
         assert needle in await refused(past, "replay", *arguments)
+
+
+class TestLostBeginning:
+    @pytest.fixture
+    async def cut(self, redis_url: str, namespace: str) -> AsyncIterator[SimpleNamespace]:
+        """A log whose first entries were dropped: the archive is off."""
+        async with connect(redis_url) as store:
+            story = await begin(store, namespace)
+            await story.write(40)
+            state = await fold_log(story.log)
+            before = {(p.id, ref) for p in state.processes.values() for ref in p.resources}
+            await story.archive("off")
+            await story.write(20)
+            yield SimpleNamespace(story=story, before=before, url=redis_url, namespace=namespace)
+
+    @pytest.mark.parametrize("options", [["--to", "{end}"], ["--step"], ["--export", "{file}"]])
+    async def test_is_told(self, cut: SimpleNamespace, tmp_path: Path, options: list[str]) -> None:
+        """What begins with the log says in one line what is missing, and from when on all is there."""
+        end = (await cut.story.log.last())[0]
+        words = [w.format(end=end, file=tmp_path / "log.jsonl") for w in options]
+        done = await run(cut, "replay", *words, "--json", keys="nn")
+        assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
+        assert "incomplete: events up to " in done.stderr
+        assert "of partition 0 were dropped (archive: off)" in done.stderr
+        for line in done.stdout.splitlines():
+            json.loads(line)
+        complete = re.search(r"from (\S+ \S+) UTC on", done.stderr)
+        assert complete
+        later = await run(cut, "replay", *words, "--from", complete[1].replace(" ", "T"), "--json")
+        assert (later.returncode, later.stderr) == (0, "")
+
+    async def test_complete_is_complete(self, cut: SimpleNamespace) -> None:
+        """From the moment that is named on, the state is that of all that ever happened."""
+        done = await run(cut, "replay", "--to", (await cut.story.log.last())[0])
+        complete = re.search(r"from (\S+ \S+) UTC on", done.stderr)
+        assert complete
+        moment = complete[1].replace(" ", "T")
+        alive = (await answer(cut, "replay", "--at", moment))["alive"]
+        assert cut.before
+        assert {(row["process"], row["ref"]) for row in alive} == cut.before
+        refused_before = await refused(cut, "replay", "--at", "2001-01-01")
+        assert "ask for a later moment" in refused_before
+
+    async def test_no_word_where_nothing_is_missing(self, past: SimpleNamespace) -> None:
+        """A whole log is looked at without a word about it."""
+        for options in (["--to", past.ids[6]], ["--step"]):
+            assert (await run(past, "replay", *options, keys="n")).stderr == ""
