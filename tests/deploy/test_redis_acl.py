@@ -23,6 +23,8 @@ from tests.deploy.usage import Usage, Watch
 from tests.e2e.programs import ROOT, Cli, eventually
 
 RULES = ROOT / "deploy/redis/users.acl"
+pytestmark = pytest.mark.timeout(300)  # The first test waits for all of `live`.
+
 Watched = tuple[Machine, Usage, list[dict[str, Any]]]
 TESTER = "user tester on nopass ~* &* +@all\n"
 
@@ -65,7 +67,7 @@ REFUSED = [
     ("admin", ["CONFIG", "SET", "dir", "/tmp"]),
     ("admin", ["ACL", "SETUSER", "me", "on", "nopass", "~*", "+@all"]),
     ("admin", ["MODULE", "LIST"]),
-    ("admin", ["DEBUG", "SLEEP", "0"]),
+    ("admin", ["REPLICAOF", "somewhere.example", "6379"]),
     ("probe", ["INFO"]),
     ("probe", ["XADD", "ar:{default/0}:log", "*", "e", "{}"]),
 ]
