@@ -77,7 +77,8 @@ class HostMetrics(Collector):
         self.registry = CollectorRegistry()
         self.sent = self._counter("events_sent", "Events that Redis has acknowledged")
         self.sent_again = self._counter(
-            "events_sent_again", "Events that Redis had acknowledged and forgot, as after a failover"
+            "events_sent_again",
+            "Events that Redis had acknowledged and forgot, as after a failover",
         )
         self.append_seconds = self._histogram(
             "append_seconds", "Time of one append: a batch of events, there and back"
