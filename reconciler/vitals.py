@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from reconciler.metrics import Metrics
 from reconciler.partitions import Partitions
@@ -21,8 +21,9 @@ from reconciler.tail import Tail
 from store.connection import Unavailable, check_cancelled
 from store.errors import ArchiveError
 from store.namespace import Namespace
-from store.position import START, id_key, key_id, ms_of
+from store.position import START, Key, id_key, key_id, ms_of
 from store.retention import Retention, read_retention
+from store.snapshots import newest_first
 
 log = structlog.get_logger("reconciler.vitals")
 
@@ -121,9 +122,9 @@ class Vitals:
                 ("XRANGE", keys[p].log, "-", "+", "COUNT", 2),
                 ("HKEYS", keys[p].snapshots),
             ]
-        answers = _checked(await batch(commands))
-        unfolded, streams, names = answers[0::3], answers[1::3], answers[2::3]
-        covered = [max((_key(name) for name in some), default=(0, 0)) for some in names]
+        answers = await batch(commands)
+        unfolded, streams = _checked(answers[0::3]), _checked(answers[1::3])
+        covered = [_covered(names, positions[p]) for p, names in zip(held, answers[2::3], strict=True)]
         uncovered = _checked(
             await batch(
                 [_first_after(keys[p].log, key_id(at)) for p, at in zip(held, covered, strict=True)]
@@ -154,12 +155,17 @@ def _first(entries: Sequence[Any]) -> str | None:
     return entries[0][0].decode() if entries else None
 
 
-def _key(name: bytes) -> tuple[int, int]:
-    """The entry that a snapshot covers up to; a name that is no entry covers nothing."""
-    try:
-        return id_key(name.decode("ascii", "replace"))
-    except ValueError:
+def _covered(names: Any, position: str) -> Key:
+    """Up to which entry the snapshots of these names cover what was folded up to `position`.
+
+    A key that is not the hash of snapshots (somebody overwrote it) covers nothing.
+    """
+    if isinstance(names, ResponseError) and not isinstance(names, Unavailable):
         return (0, 0)
+    if isinstance(names, Exception):
+        raise names
+    known = newest_first((name.decode("ascii", "replace") for name in names), id_key(position))
+    return id_key(known[0]) if known else (0, 0)
 
 
 def _checked(answers: Sequence[Any]) -> Sequence[Any]:
