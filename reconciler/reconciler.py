@@ -33,14 +33,16 @@ from reconciler.result import Result
 from reconciler.tail import Tail
 from reconciler.vitals import Vitals
 from reconciler.watch import Watches
-from store.channel import Inbox, answer
-from store.connection import BLOCK_MS, Store, Unavailable, check_cancelled, end_tasks
+from store.connection import BLOCK_MS, Store
 from store.errors import Fenced, ReconcilerError, SequenceGap, UnknownProcess
 from store.event import EventRow, process_id
+from store.inbox import Inbox, answer
 from store.lease import Lease
 from store.log import EventLog
 from store.messages import HostPort, Note, Summary, encode_message
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
+from store.refusals import Unavailable
+from store.tasks import check_cancelled, end_tasks
 from store.tracing import tracer
 
 log = structlog.get_logger("reconciler")

@@ -18,12 +18,13 @@ from redis.exceptions import RedisError, ResponseError
 from reconciler.metrics import Metrics
 from reconciler.partitions import Partitions
 from reconciler.tail import Tail
-from store.connection import Unavailable, check_cancelled
 from store.errors import ArchiveError
 from store.namespace import Namespace
 from store.position import START, Key, id_key, key_id, ms_of
+from store.refusals import Unavailable
 from store.retention import Retention, read_retention
 from store.snapshots import newest_first
+from store.tasks import check_cancelled
 
 log = structlog.get_logger("reconciler.vitals")
 
@@ -124,7 +125,9 @@ class Vitals:
             ]
         answers = await batch(commands)
         unfolded, streams = _checked(answers[0::3]), _checked(answers[1::3])
-        covered = [_covered(names, positions[p]) for p, names in zip(held, answers[2::3], strict=True)]
+        covered = [
+            _covered(names, positions[p]) for p, names in zip(held, answers[2::3], strict=True)
+        ]
         uncovered = _checked(
             await batch(
                 [_first_after(keys[p].log, key_id(at)) for p, at in zip(held, covered, strict=True)]
