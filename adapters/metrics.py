@@ -65,6 +65,18 @@ class Looks(Protocol):
     def look(self) -> Look: ...
 
 
+class _Shown(Collector):
+    """A registry within another one, which then sees when a name is in it twice."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterable[Metric]:
+        return self._registry.collect()
+
+    describe = collect
+
+
 class HostMetrics(Collector):
     """The metrics of one host, through all its incarnations.
 
@@ -77,7 +89,8 @@ class HostMetrics(Collector):
         self.registry = CollectorRegistry()
         self.sent = self._counter("events_sent", "Events that Redis has acknowledged")
         self.sent_again = self._counter(
-            "events_sent_again", "Events that Redis had acknowledged and forgot, as after a failover"
+            "events_sent_again",
+            "Events that Redis had acknowledged and forgot, as after a failover",
         )
         self.append_seconds = self._histogram(
             "append_seconds", "Time of one append: a batch of events, there and back"
@@ -137,7 +150,7 @@ class HostMetrics(Collector):
         Raises:
             ValueError: another host of this process is in it already.
         """
-        registry.register(self.registry)
+        registry.register(_Shown(self.registry))
 
     def page(self) -> bytes:
         """The text that a collector reads; its content type is `text/plain; version=0.0.4`."""

@@ -67,9 +67,7 @@ class Metrics:
         return Counter(f"agent_reconciler_{name}", what, labels, registry=self.registry)
 
     def _histogram(self, name: str, what: str) -> Histogram:
-        return Histogram(
-            f"agent_reconciler_{name}", what, buckets=_BUCKETS, registry=self.registry
-        )
+        return Histogram(f"agent_reconciler_{name}", what, buckets=_BUCKETS, registry=self.registry)
 
     def _make_state(self) -> None:
         self.live = self._gauge("live_resources", "Resources alive, by kind", ["kind"])
@@ -129,7 +127,8 @@ class Metrics:
             "How late the fold is: the longest that an event has waited, or waits, for it",
         )
         self.behind = self._gauge(
-            "log_lag_events", "Events in the log that are not folded yet, counted up to 1,000 a partition"
+            "log_lag_events",
+            "Events in the log that are not folded yet, counted up to 1,000 a partition",
         )
         self.quarantined = self._counter("quarantined_entries", "Log entries that are not events")
         self.snapshot_age = self._gauge(
@@ -158,7 +157,9 @@ class Metrics:
         )
         self.redis_up = self._gauge("redis_up", "1 when Redis answered this worker when last asked")
         self.redis_errors = self._counter(
-            "redis_errors", "How often Redis was away for this worker, by what it was doing", ["doing"]
+            "redis_errors",
+            "How often Redis was away for this worker, by what it was doing",
+            ["doing"],
         )
         for event in LEASE_CHANGES:
             self.lease_changes.labels(event)

@@ -24,6 +24,8 @@ from store.position import id_key, ms_of
 
 log = structlog.get_logger("reconciler.tail")
 
+_BEGINS = frozenset({"created", "adopted"})
+
 Hook = Callable[[int, int, EventRow], None]
 """(partition, Redis time in ms, event) -> nothing; called for each event after it was folded."""
 
@@ -53,6 +55,7 @@ class Tail:
         self._log = event_log
         self._metrics = metrics
         self._hook = hook
+        self._opening: set[int] = set()
 
     async def add(self, partitions: Iterable[int]) -> list[str]:
         """Follows these partitions too, from snapshot and log, to the present end.
@@ -62,13 +65,17 @@ class Tail:
         """
         new = [p for p in partitions if p not in self.positions]
         namespace = await self._log.namespace()
-        for partition in new:
-            part, position = await nearest_snapshot(namespace, partition)
-            if partition not in self.positions:
-                self.parts[partition], self.positions[partition] = part, position
-                self.begun[partition] = part.events
-                self.state.take(part)
-        await self.catch_up(new)
+        self._opening.update(new)
+        try:
+            for partition in new:
+                part, position = await nearest_snapshot(namespace, partition)
+                if partition not in self.positions:
+                    self.parts[partition], self.positions[partition] = part, position
+                    self.begun[partition] = part.events
+                    self.state.take(part)
+            await self.catch_up(new)
+        finally:
+            self._opening.difference_update(new)
         if new:
             self._log.interrupt()  # The wait that is going on does not know of them.
         return [p for one in new if one in self.parts for p in self.parts[one].processes]
@@ -113,6 +120,8 @@ class Tail:
         part, everyone, metrics = self.parts[page.partition], self.state.processes, self._metrics
         events, lost, stopped = part.events, part.lost, part.stopped
         types: Counter[str] = Counter()
+        created: Counter[str] = Counter()
+        ended: Counter[str] = Counter()
         skip = id_key(page.after) < position
         for entry_id, row in page.rows:
             if skip and id_key(entry_id) <= position:
@@ -125,9 +134,17 @@ class Tail:
                 elif process.id not in everyone:
                     everyone[process.id] = process
             types[row.type] += 1
+            if row.type in _BEGINS:
+                created[row.ref.partition("/")[0]] += 1
+            elif row.type == "cleaned_up":
+                if row.attrs is None or "registry" not in row.attrs:
+                    ended[row.ref.partition("/")[0]] += 1
+            elif row.type in ENDS and process is not None:
+                ended.update(resource.kind for resource in process.resources.values())
             self._hook(page.partition, at_ms, row)
-        for type, count in types.items():
-            metrics.events.labels(type).inc(count)
+        metrics.count_events(types)
+        if page.partition not in self._opening:  # What is history was counted by somebody else.
+            metrics.count_resources(created, ended)
         self.state.events += part.events - events
         self.state.lost += part.lost - lost
         self.state.stopped += part.stopped - stopped

@@ -47,6 +47,8 @@ def current_span_context() -> SpanContext | None:
 
 def traceparent_of(span: Span) -> str | None:
     """A span as it goes over the wire; None for a no-op."""
+    if not span.get_span_context().is_valid:
+        return None
     carrier: dict[str, str] = {}
     _PROPAGATOR.inject(carrier, trace.set_span_in_context(span, Context()))
     return carrier.get(_FIELD)
