@@ -138,7 +138,9 @@ def main() -> Any:
     parser.add_argument("--url", default=default)
     parser.add_argument("--namespace", default="default")
     parser.add_argument("--http", default="127.0.0.1:8000", help="host:port to listen on")
-    parser.add_argument("--rate", type=float, default=0, help="chats that it opens by itself, a second")
+    parser.add_argument(
+        "--rate", type=float, default=0, help="chats that it opens by itself, a second"
+    )
     parser.add_argument("--spill-dir", help="where events wait while Redis is away for long")
     options = parser.parse_args()
     host, _, port = options.http.rpartition(":")

@@ -1,8 +1,8 @@
 """The command line: `agent-reconciler`.
 
-Every command that looks into Redis takes --url, --namespace and --json. Exit status: 0 nothing left to do, 1 something is
-left, 2 it could not run. What goes wrong is one line on standard error that says what, where, and
-what to do; a traceback never reaches the user.
+Every command that looks into Redis takes --url and --namespace, and every one --json. Exit status: 0
+nothing left to do, 1 something is left, 2 it could not run. What goes wrong is one line on standard error
+that says what, where, and what to do; a traceback never reaches the user.
 """
 
 from __future__ import annotations

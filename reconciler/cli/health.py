@@ -31,7 +31,9 @@ _LARGEST_ANSWER = 64 * 1024
     help="Seconds to wait for the answer.",
 )
 @click.option(
-    "--insecure", is_flag=True, help="Do not check the certificate: for the address of this machine."
+    "--insecure",
+    is_flag=True,
+    help="Do not check the certificate: for the address of this machine.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 def health(address: str, timeout: float, insecure: bool, as_json: bool) -> int:

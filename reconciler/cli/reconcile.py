@@ -24,6 +24,11 @@ from store.errors import NoAnswer
 
 _AGAIN_SECONDS = 0.1
 
+_OTHER_POLICY = (
+    "a worker acts for some of these processes, and decides by its own policy: --policy and --set hold "
+    "only where none does"
+)
+
 
 @click.command()
 @common
@@ -55,7 +60,7 @@ async def _reconcile(
     async with opened(url, name) as (store, namespace):
         alive = await live_hosts(namespace)
         chosen = choose(alive, process, namespace) if process is not None else None
-        policy = policy or await recorded_policy(namespace)
+        given, policy = policy, policy or await recorded_policy(namespace)
         left: dict[int, list[str]] = {}
         for one in chosen if chosen is not None else alive:
             left.setdefault(namespace.partition_of(one), []).append(one)
@@ -70,6 +75,9 @@ async def _reconcile(
                     parts.append((await reconciler.reconcile(mine, dry_run=dry_run)).as_dict())
             for partition in held:
                 del left[partition]
+            if given is not None and left:
+                given = None
+                click.echo(_OTHER_POLICY, err=True)
             # A partition that changes hands while its worker is asked is asked for again.
             for partition, answers in (
                 await ask_workers(namespace, left, all_of_it=chosen is None, dry_run=dry_run)

@@ -51,6 +51,25 @@ async def lose(store: Store, namespace: str, process: str) -> None:
 class TestLife:
     """From start to close."""
 
+    async def test_good_end_of_a_cancelled_task(
+        self, store: Store, namespace: str, log: EventLog
+    ) -> None:
+        """A service that is ended by cancelling its task, as by Ctrl-C, says all that it has to say."""
+        inside = asyncio.Event()
+
+        async def serve() -> None:
+            async with Host.connect(store, name="svc", namespace=namespace) as host:
+                host.record("created", "session/last")
+                inside.set()
+                await asyncio.Event().wait()
+
+        service = asyncio.create_task(serve())
+        await inside.wait()
+        service.cancel()
+        await asyncio.gather(service, return_exceptions=True)
+        types = [entry.event.type for entry in await entries_of(log)]
+        assert types == ["process_started", "created", "process_stopped"]
+
     async def test_announced_and_closed(self, store: Store, namespace: str, log: EventLog):
         """A host announces its process, renews its lease while it lives, and says when it ends."""
         async with Host.connect(store, name="svc", namespace=namespace) as host:

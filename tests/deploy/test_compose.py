@@ -77,7 +77,9 @@ class TestFile:
     def test_no_secret_in_the_repository(self) -> None:
         """Secrets are files that git ignores; no command and no variable carries one."""
         for secret in COMPOSE["secrets"].values():
-            done = subprocess.run(["git", "check-ignore", "-q", secret["file"]], cwd=ROOT, check=False)
+            done = subprocess.run(
+                ["git", "check-ignore", "-q", secret["file"]], cwd=ROOT, check=False
+            )
             assert done.returncode == 0, secret["file"]
         text = (ROOT / "compose.yaml").read_text() + (ROOT / "deploy/redis/users.acl").read_text()
         assert re.findall(r"://[^\s/@]*:[^\s/@]+@", text) == []
@@ -88,10 +90,17 @@ class TestFile:
         for name, entry in SERVICES.items():
             for mount in entry.get("volumes", ()):
                 source = mount.split(":")[0]
-                known = (ROOT / source).exists() if source.startswith(".") else source in COMPOSE["volumes"]
+                known = (
+                    (ROOT / source).exists()
+                    if source.startswith(".")
+                    else source in COMPOSE["volumes"]
+                )
                 assert known, (name, mount)
             for config in entry.get("configs", ()):
-                assert (ROOT / COMPOSE["configs"][config["source"]]["file"]).is_file(), (name, config)
+                assert (ROOT / COMPOSE["configs"][config["source"]]["file"]).is_file(), (
+                    name,
+                    config,
+                )
 
     def test_writes_only_where_it_may(self) -> None:
         """What the commands write to is a volume or in memory: the file systems are read-only."""
@@ -103,7 +112,10 @@ class TestFile:
             for flag in ("--dir", "--spill-dir", "--aclfile"):
                 if flag in words:
                     place = words[words.index(flag) + 1]
-                    assert any(place == w or place.startswith(f"{w}/") for w in written), (name, place)
+                    assert any(place == w or place.startswith(f"{w}/") for w in written), (
+                        name,
+                        place,
+                    )
 
 
 class TestCommands:
@@ -172,7 +184,9 @@ class TestCommands:
             (copy / file.name).write_text(machine.here("prometheus", text))
         words = [
             word.replace(str(folder), str(copy))
-            for word in machine.words("prometheus", ["prometheus", *SERVICES["prometheus"]["command"]])
+            for word in machine.words(
+                "prometheus", ["prometheus", *SERVICES["prometheus"]["command"]]
+            )
         ]
         port = machine.port("prometheus", 9090)
         words.append(f"--web.listen-address=127.0.0.1:{port}")

@@ -83,7 +83,9 @@ class TestManifests:
     def test_probes(self, name: str) -> None:
         """Restarted for /healthz only, which does not ask Redis; traffic goes by /readyz."""
         one = container(WORKLOADS[name])
-        paths = {probe: one[f"{probe}Probe"]["httpGet"]["path"] for probe in ("liveness", "readiness")}
+        paths = {
+            probe: one[f"{probe}Probe"]["httpGet"]["path"] for probe in ("liveness", "readiness")
+        }
         assert paths == {"liveness": "/healthz", "readiness": "/readyz"}
         listens = one["command"][one["command"].index("--http") + 1]
         (port,) = one["ports"]
@@ -131,7 +133,8 @@ class TestManifests:
         for name, workload in WORKLOADS.items():
             declared = {volume["name"]: volume for volume in pod(workload)["volumes"]}
             declared |= {
-                claim["metadata"]["name"]: {} for claim in workload["spec"].get("volumeClaimTemplates", ())
+                claim["metadata"]["name"]: {}
+                for claim in workload["spec"].get("volumeClaimTemplates", ())
             }
             for mount in container(workload)["volumeMounts"]:
                 assert mount["name"] in declared, name
@@ -149,7 +152,10 @@ class TestManifests:
         redis = container(WORKLOADS["redis"])
         assert redis["command"] == [*SERVICES["redis"]["entrypoint"], *SERVICES["redis"]["command"]]
         chat = container(WORKLOADS[CHAT])
-        words = [word.replace("/run/secrets/agent-reconciler", "/run/secrets") for word in chat["command"]]
+        words = [
+            word.replace("/run/secrets/agent-reconciler", "/run/secrets")
+            for word in chat["command"]
+        ]
         assert words == SERVICES["chat"]["command"]
         for name, service in ((WORKER, "worker-1"), (CHAT, "chat"), ("redis", "redis")):
             assert container(WORKLOADS[name])["image"] == SERVICES[service]["image"]
@@ -189,4 +195,7 @@ class TestCommands:
         for service in ("chat", "worker-1", "worker-2"):
             assert cluster.stop(service) == 0
         last = json.loads(cluster.cli("log", "--json", "-n", "1").stdout)
-        assert (last["type"], last["process"].partition("@")[0]) == ("process_stopped", "leaky-chat")
+        assert (last["type"], last["process"].partition("@")[0]) == (
+            "process_stopped",
+            "leaky-chat",
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -161,7 +160,11 @@ def granted() -> dict[str, tuple[set[str], set[str]]]:
             continue
         words = line.split()
         commands = {word[1:] for word in words if word.startswith("+")}
-        keys = {word.rpartition("}:")[2] for word in words if word.startswith("~") and "/adk/" not in word}
+        keys = {
+            word.rpartition("}:")[2]
+            for word in words
+            if word.startswith("~") and "/adk/" not in word
+        }
         keys |= {"adk" for word in words if word.startswith("~") and "/adk/" in word}
         found[words[1]] = (commands, keys)
     return found
@@ -191,15 +194,19 @@ class TestRights:
         assert commands == users["worker"][0] | users["reader"][0] | OPERATOR
         assert keys == users["worker"][1] | users["reader"][1]
 
-    @pytest.mark.parametrize(("user", "command"), REFUSED, ids=lambda v: " ".join(v) if isinstance(v, list) else v)
+    @pytest.mark.parametrize(
+        ("user", "command"), REFUSED, ids=lambda v: " ".join(v) if isinstance(v, list) else v
+    )
     def test_refused(self, watched: Watched, user: str, command: list[str]) -> None:
         """What is not a user's business is refused by Redis."""
         machine = watched[0]
         password = "any" if user == "probe" else machine.secret(f"redis_{user}")
         port = machine.port("redis", 6379)
-        with redis.Redis(port=port, username=user, password=password) as client:
-            with pytest.raises(redis.exceptions.ResponseError, match=NOT_ALLOWED):
-                client.execute_command(*command)
+        with (
+            redis.Redis(port=port, username=user, password=password) as client,
+            pytest.raises(redis.exceptions.ResponseError, match=NOT_ALLOWED),
+        ):
+            client.execute_command(*command)
 
     def test_nobody_without_a_name(self, watched: Watched) -> None:
         """Without a user, or with a wrong password, one line says what to give."""
@@ -239,7 +246,9 @@ class TestStart:
     def test_secrets_stay_as_they_are(self, tmp_path: Path) -> None:
         """Making the secrets again changes none, and makes what is missing."""
         for _ in range(2):
-            subprocess.run([ROOT / "deploy/make-secrets.sh", tmp_path / "s"], check=True, timeout=30)
+            subprocess.run(
+                [ROOT / "deploy/make-secrets.sh", tmp_path / "s"], check=True, timeout=30
+            )
             made = {file.name: file.read_text() for file in (tmp_path / "s").iterdir()}
             (tmp_path / "s/token").unlink()
         again = {file.name: file.read_text() for file in (tmp_path / "s").iterdir()}

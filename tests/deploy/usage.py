@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import redis
 
-_LINE = re.compile(rb'^\+[\d.]+ \[\d+ (?P<who>[^\]]+)\] (?P<words>.*)$')
+_LINE = re.compile(rb"^\+[\d.]+ \[\d+ (?P<who>[^\]]+)\] (?P<words>.*)$")
 _WORD = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 _KEY = re.compile(r"^ar:\{([^}]*)\}:(.*)$")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,10 +12,10 @@ from hypothesis import strategies as st
 
 from reconciler import Reconciler
 from reconciler.leases import Leases, share
-from store import Store
+from store import Store, connect
 from store.lease import holders
 from store.namespace import Namespace, open_namespace
-from tests.support import eventually
+from tests.support import RedisProcess, eventually
 
 LEASE = 1.0
 
@@ -151,3 +153,23 @@ class TestSeveralReconcilers:
         ):
             await eventually(lambda: sorted([first.partitions, second.partitions]) == [[], [0]])
             await eventually(lambda: first.unready() == second.unready() == [])
+
+
+class TestReady:
+    async def test_redis_that_hangs_makes_unready(
+        self, own_redis: RedisProcess, namespace: str
+    ) -> None:
+        """A Redis that takes requests and answers none makes a worker unready within a lease time or so,
+        although nothing has failed yet; once it answers, it is ready again."""
+        async with (
+            connect(own_redis.url) as store,
+            Reconciler(store, namespace=namespace, lease_seconds=1.0) as reconciler,
+        ):
+            await eventually(lambda: reconciler.unready() == [])
+            os.kill(own_redis.pid, signal.SIGSTOP)
+            try:
+                await eventually(reconciler.unready, timeout=5)
+                assert "Redis has not answered for" in reconciler.unready()[0]
+            finally:
+                os.kill(own_redis.pid, signal.SIGCONT)
+            await eventually(lambda: reconciler.unready() == [], timeout=20)

@@ -238,3 +238,40 @@ class TestEndTasks:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+class TestPasswordFile:
+    @pytest.fixture
+    async def guarded(self, own_redis: RedisProcess, tmp_path: Path) -> tuple[str, Path]:
+        """The address of a Redis that asks for a password, and a file with it."""
+        async with connect(own_redis.url) as store:
+            words = ("ACL", "SETUSER", "worker", "on", ">p@ss:w/rd?", "~*", "+@all")
+            await store.redis.execute_command(*words)
+            await store.redis.execute_command("ACL", "SETUSER", "default", "off")
+        file = tmp_path / "secret"
+        file.write_text("p@ss:w/rd?\n")
+        return own_redis.url.replace("unix://", "unix://worker@"), file
+
+    async def test_is_read(self, guarded: tuple[str, Path]) -> None:
+        """The password comes from the file that the URL names, whatever characters it has."""
+        url, file = guarded
+        for query in (f"?password_file={file}", f"?db=0&password_file={file}&durability=memory"):
+            async with connect(url + query) as store:
+                assert await store.redis.ping()
+                assert "p@ss" not in store.url
+
+    @pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe"])
+    async def test_cannot_be_read(self, guarded: tuple[str, Path], content: bytes | None) -> None:
+        """A file that is missing, empty or no text is told with its path."""
+        url, file = guarded
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+        with pytest.raises(BadAddress, match=str(file)):
+            await connect(f"{url}?password_file={file}")
+
+    async def test_one_password_only(self, tmp_path: Path) -> None:
+        """A password in the URL and in a file contradict each other; neither is shown."""
+        with pytest.raises(BadAddress, match="give one of them") as refused:
+            await connect(f"redis://me:hidden@localhost?password_file={tmp_path}/x")
+        assert "hidden" not in str(refused.value)
