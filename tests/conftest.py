@@ -34,10 +34,11 @@ WIDE = (
     "adapters/bindings",
     "adapters/test_outages.py",
     "browser",
+    "monitoring/test_alerts.py",
     "reconciler/web",
     "store/test_cluster.py",
     *(f"e2e/test_{name}.py" for name in ("adk_command_line", "cluster", "doctor", "explain")),
-    *(f"e2e/test_{name}.py" for name in ("history", "lookback", "status", "workers")),
+    *(f"e2e/test_{name}.py" for name in ("history", "lookback", "status", "traces", "workers")),
 )
 """What stands around the core: `make test` stays under three minutes, `make wide` runs these."""
 
