@@ -35,10 +35,12 @@ WIDE = (
     "adapters/test_outages.py",
     "deploy",
     "browser",
+    "monitoring/test_alerts.py",
     "reconciler/web",
     "store/test_cluster.py",
     *(f"e2e/test_{name}.py" for name in ("adk_command_line", "bad_requests", "cluster", "doctor")),
-    *(f"e2e/test_{name}.py" for name in ("explain", "history", "lookback", "status", "workers")),
+    *(f"e2e/test_{name}.py" for name in ("debugging_story", "explain", "history", "lookback")),
+    *(f"e2e/test_{name}.py" for name in ("status", "traces", "workers")),
 )
 """What stands around the core: `make test` stays under three minutes, `make wide` runs these."""
 

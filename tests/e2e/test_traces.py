@@ -17,6 +17,7 @@ import pytest
 
 from tests.e2e.programs import NAMESPACE, Cli, HostProgram, Program, eventually, running
 from tests.e2e.traced_host import SECRET
+from tests.support import RedisProcess, remove_folder, short_folder
 
 INSTRUMENT = str(Path(sys.executable).parent / "opentelemetry-instrument")
 OTEL = {
@@ -64,21 +65,33 @@ def spans_in(text: str) -> Iterator[dict[str, Any]]:
         yield found
 
 
-@pytest.fixture
-def chain(url: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chain:
-    for name, value in OTEL.items():
-        monkeypatch.setenv(name, value)
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
+    """One run for all tests; each looks at another part of what it left behind."""
+    folder = tmp_path_factory.mktemp("traces")
+    server = RedisProcess(short_folder())
+    server.start()
+    try:
+        with pytest.MonkeyPatch.context() as environment:
+            for name, value in OTEL.items():
+                environment.setenv(name, value)
+            yield run(server.url, folder)
+    finally:
+        server.kill()
+        remove_folder(server.folder)
+
+
+def run(url: str, folder: Path) -> Chain:
+    """A request makes a session, which goes when it is idle; another one cannot go."""
     settings = [part for one in POLICY for part in ("--set", one)]
     command = [
         INSTRUMENT, sys.executable, "-m", "reconciler", "worker", "--http", "off",
         "--url", url, "--namespace", NAMESPACE, *settings,
     ]  # fmt: skip
-    out = tmp_path / "spans"
+    out = folder / "spans"
     with (
-        running(HostProgram(url, tmp_path / "host.log", module="tests.e2e.traced_host")) as host,
-        running(
-            Program(["sh", "-c", f'exec "$@" >{out}', "sh", *command], tmp_path / "w")
-        ) as worker,
+        running(HostProgram(url, folder / "host.log", module="tests.e2e.traced_host")) as host,
+        running(Program(["sh", "-c", f'exec "$@" >{out}', "sh", *command], folder / "w")) as worker,
     ):
         request = host.do("return sessions.request('good')")
         host.do("sessions.request('broken')")
@@ -86,7 +99,7 @@ def chain(url: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         eventually(lambda: "teardown failed" in worker.logged, "the worker hears of the other", 60)
         spans = [json.loads(one) for one in host.do("return sessions.spans()")]
         assert worker.stop() == 0, worker.logged[-2000:]
-    return Chain(request, spans, [*spans_in(out.read_text())], cli.log())
+    return Chain(request, spans, [*spans_in(out.read_text())], Cli(url).log())
 
 
 def test_chain(chain: Chain) -> None:

@@ -72,7 +72,7 @@ class Fleet:
             "leaking": [self._worker("leaking", url)],
             "doomed": [self._worker("doomed", self.doomed.url)],
             "shaken": [self._worker("shaken", url, "--lease", "1") for _ in range(2)],
-            "remote": [self._worker("remote", self.link.url), self._worker("remote", url)],
+            "remote": [self._worker("remote", self.link.url) for _ in range(2)],
         }
         for some in workers.values():
             for one in some:
@@ -162,7 +162,7 @@ class Fleet:
         self._pulse(self.slow.pid, 0.5, 0.2)
 
     def delay(self) -> None:
-        """What one worker asks Redis takes a second to come back."""
+        """What the workers of a namespace ask Redis takes a second to come back."""
         self.link.delay = 1.0
 
     def pause_host(self) -> None:
@@ -183,6 +183,7 @@ class Fleet:
 
     def stop_worker(self) -> None:
         """One of two workers stands still, and its leases have not lapsed yet."""
+        self.link.delay = 0.0
         self.workers["remote"][1].process.send_signal(signal.SIGSTOP)
 
     def kill_workers(self) -> None:
