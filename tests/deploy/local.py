@@ -28,7 +28,7 @@ from tests.support import free_port
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
 OURS = ("worker-1", "worker-2", "chat", "cli")
-_HEALTHY_SECONDS = 60.0
+_HEALTHY_SECONDS = 120.0
 
 
 @dataclass

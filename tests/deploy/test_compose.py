@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -18,6 +19,9 @@ from dockerfile_parse import DockerfileParser
 from tests.deploy.http import get, post
 from tests.deploy.local import COMPOSE, OURS, SERVICES, Machine
 from tests.e2e.programs import ROOT, eventually
+
+# One set of processes for the whole file, whichever worker of xdist runs it.
+pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("compose")]
 
 STARTED = ("redis", "worker-1", "worker-2", "chat")
 """Services whose programs are on this machine. Prometheus is where Debian's package is installed;
@@ -302,3 +306,36 @@ class TestDockerfile:
         assert all(line.startswith("--constraint constraints.txt ") for line in installs)
         extras = set(re.findall(r"\[(\w+)\]", " ".join(installs)))
         assert extras <= set(project["optional-dependencies"])
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(600)
+    def test_install_steps_run(self, dockerfile: DockerfileParser, tmp_path: Path) -> None:
+        """The steps that install the worker's image run on what is copied, and what they make starts
+        without anything of this repository; pip itself stays outside."""
+        source, made = tmp_path / "src", tmp_path / "venv"
+        source.mkdir()
+        stage = re.split(r"^FROM ", dockerfile.content, flags=re.M)[1]
+        for line in re.findall(r"^COPY (.*)$", stage, re.M):
+            *names, target = line.split()
+            for name in names:
+                place = source / (name if target == "./" else target)
+                copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+                copy(ROOT / name, place)
+        steps = stage.partition("\nRUN ")[2].replace("\\\n", " ").replace("/opt/venv", str(made))
+        path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+        done = subprocess.run(
+            ["sh", "-ec", steps], cwd=source, capture_output=True, text=True, check=False, timeout=540,
+            env={**{k: v for k, v in os.environ.items() if k.startswith("PIP_")}, "PATH": path,
+                 "HOME": str(tmp_path)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert not list((made / "bin").glob("pip*"))
+        for words in (["--version"], ["health", "--help"], ["worker", "--help"]):
+            ran = subprocess.run(
+                [made / "bin/agent-reconciler", *words], cwd=tmp_path, env={},
+                capture_output=True, text=True, check=False, timeout=60,
+            )  # fmt: skip
+            assert ran.returncode == 0, ran.stderr
+        size = sum(file.stat().st_size for file in made.rglob("*") if file.is_file())
+        print(f"\nthe worker's environment: {size >> 20} MB")
+        assert size < 150 << 20, "a small image"

@@ -28,6 +28,9 @@ from tests.deploy.manifests import (
 )
 from tests.e2e.programs import eventually
 
+# One set of processes for the whole file, whichever worker of xdist runs it.
+pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("kubernetes")]
+
 OLDEST, NEWEST = "1.29", kubernetes_validate.latest_version()
 WORKER, CHAT = "agent-reconciler-worker", "chat"
 

@@ -19,6 +19,7 @@ from tests.deploy.local import Machine
 from tests.e2e.programs import ROOT
 from tests.history import begin
 
+pytestmark = pytest.mark.timeout(300)
 TEXT = (ROOT / "docs/operations.md").read_text()
 SAVE, RESTORE, VERIFY = re.findall(r"^```sh\n(.*?)^```$", TEXT, re.M | re.S)
 

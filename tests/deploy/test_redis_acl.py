@@ -22,7 +22,8 @@ from tests.deploy.usage import Usage, Watch
 from tests.e2e.programs import ROOT, Cli, eventually
 
 RULES = ROOT / "deploy/redis/users.acl"
-pytestmark = pytest.mark.timeout(300)  # The first test waits for all of `live`.
+# The first test waits for all of `live`, and the others look at what it left.
+pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("redis-acl")]
 
 Watched = tuple[Machine, Usage, list[dict[str, Any]]]
 TESTER = "user tester on nopass ~* &* +@all\n"

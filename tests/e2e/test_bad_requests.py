@@ -25,6 +25,8 @@ from tests.e2e.programs import (
     worker,
 )
 
+pytestmark = [pytest.mark.timeout(240), pytest.mark.xdist_group("bad-requests")]
+
 TOKEN = "a-token-for-tests"
 STREAMS_SERVED = 200
 CLIENTS = 1000
