@@ -80,17 +80,17 @@ class Terminals:
         if command.startswith("python"):
             words += ["--http", f"127.0.0.1:{free_port()}"]
             self.chat = self._program(words, "chat.log")
-            eventually(lambda: self.alive("session") >= 100, "chats are open", 60)
+            eventually(lambda: self.alive("session") >= 100, "chats are open", 120)
             return
         if self.worker is not None:
             assert self.worker.stop() == 0
         words[1:1] = ["-m", "reconciler"]
         self.worker = self._program([*words, "--http", "127.0.0.1:0", "--lease", "2"], "worker.log")
         started = self.worker
-        eventually(lambda: "worker started" in started.logged, "the worker starts", 30)
+        eventually(lambda: "worker started" in started.logged, "the worker starts", 60)
         if "SESSION" in self.variables:  # The cure: it works as soon as the limit is over.
             gone = f"agent-reconciler explain {self.variables['SESSION']}"
-            eventually(lambda: "which named it" in self._run(gone), "the session goes", 60)
+            eventually(lambda: "which named it" in self._run(gone), "the session goes", 150)
 
     def _program(self, words: list[str], log: str) -> Program:
         (self.folder / log).unlink(missing_ok=True)
@@ -155,7 +155,7 @@ def shape(line: str) -> str:
 
 
 class TestStory:
-    @pytest.mark.timeout(300)
+    @pytest.mark.timeout(450)
     def test_followed(self, terminals: Terminals) -> None:
         """Every command runs, in order, and prints the lines of the document, in their order."""
         blocks = _BLOCK.findall(DOCUMENT.read_text())
