@@ -91,7 +91,7 @@ class Terminals:
         eventually(lambda: "worker started" in started.logged, "the worker starts", 60)
         if "SESSION" in self.variables:  # The cure: it works as soon as the limit is over.
             gone = f"agent-reconciler explain {self.variables['SESSION']}"
-            eventually(lambda: "which named it" in self._run(gone), "the session goes", 150)
+            eventually(lambda: "outcome cleaned_up" in self._run(gone), "the session goes", 150)
 
     def _program(self, words: list[str], log: str) -> Program:
         (self.folder / log).unlink(missing_ok=True)
