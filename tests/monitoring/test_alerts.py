@@ -93,11 +93,11 @@ def test_fires(watched: Watched, alert: str) -> None:
 def test_silent_where_all_is_well(watched: Watched) -> None:
     """In a namespace without trouble nothing ever fired, though everything was scraped and went on."""
     for job in HEALTHY:
-        assert watched.prometheus.ever_fired(job) == set()
+        assert watched.prometheus.ever_fired(job) == {}
         (scraped,) = watched.prometheus.series(
             f'max by (job) (count_over_time(up{{job="{job}"}}[10m]))'
         )
-        assert scraped["value"] > 40
+        assert scraped["value"] > 20
     (ended,) = watched.prometheus.series(
         'sum by (job) (agent_reconciler_resources_ended_total{job="agent-reconciler-healthy"})'
     )
