@@ -2,8 +2,8 @@
 
 Two shapes of the same thing. `LifecycleEvent` is the public, validated model (pydantic): what users
 build and read. `EventRow` is what the hot paths use, a msgspec struct that encodes and decodes in
-half a microsecond; the fold reads either, because the attribute names are the same (a test holds
-the two together).
+half a microsecond, a page at a time in `decode_rows`; the fold reads either, because the attribute
+names are the same (a test holds the two together).
 
 On the wire an event is one JSON object whose last member is its digest. The digest is chained: it
 covers the bytes of the event and the digest of the event before it from the same process, so an
@@ -145,8 +145,8 @@ class EventRow(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     type: str
     ref: str
-    process: str
-    seq: int
+    process: Annotated[str, msgspec.Meta(min_length=1)]
+    seq: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
     at: float = 0.0
     holder: str | None = None
     uses: tuple[str, ...] | None = None
@@ -184,6 +184,7 @@ NO_DIGEST = "0" * DIGEST_CHARS
 
 _encode = msgspec.json.Encoder().encode
 _decode_row = msgspec.json.Decoder(EventRow).decode
+_NOT_A_ROW = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _DIGEST_KEY = b',"digest":"'
 _TAIL = len(_DIGEST_KEY) + DIGEST_CHARS + 2
 
@@ -250,20 +251,44 @@ def split_digest(payload: bytes) -> tuple[bytes, str]:
 
 
 def decode_row(payload: bytes) -> EventRow:
-    """Decodes an event for the hot paths: types are checked, references are not.
+    """Decodes an event for the hot paths: types are checked; of references only that they have a kind.
 
     Raises:
         MalformedEntry: the payload is not an event.
     """
     try:
         row = _decode_row(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except _NOT_A_ROW as error:
         raise MalformedEntry(str(error)) from None
-    if row.type not in EVENT_TYPES and row.schema_version <= SCHEMA:
-        raise MalformedEntry(f"unknown event type {row.type[:40]!r}")
-    if not 0 < row.seq < 2**63 or "/" not in row.ref or not row.process:
-        raise MalformedEntry("seq, ref or process is out of range")
+    if _amiss(row):
+        raise MalformedEntry(
+            f"{row.ref[:80]!r} is not a reference"
+            if "/" not in row.ref
+            else f"unknown event type {row.type[:40]!r}"
+        )
     return row
+
+
+def decode_rows(payloads: Iterable[bytes]) -> list[EventRow]:
+    """`decode_row` for many: as exact, and without what a call for each would cost.
+
+    Raises:
+        MalformedEntry: one of them is not an event, it does not say which.
+    """
+    try:
+        rows = list(map(_decode_row, payloads))
+    except _NOT_A_ROW as error:
+        raise MalformedEntry(str(error)) from None
+    # The common case in one expression; a row that stands out here may still be of a newer schema.
+    strange = [row for row in rows if row.type not in EVENT_TYPES or "/" not in row.ref]
+    if strange and any(map(_amiss, strange)):
+        raise MalformedEntry("an entry has an unknown type, or no reference")
+    return rows
+
+
+def _amiss(row: EventRow) -> bool:
+    """It has the form of an event, and says what no event says."""
+    return "/" not in row.ref or (row.type not in EVENT_TYPES and row.schema_version <= SCHEMA)
 
 
 def decode(payload: bytes) -> LifecycleEvent:
