@@ -12,7 +12,7 @@ by something in use. What shortens a life (a user or an owner that goes) looks a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from math import inf
 
 from reconciler.agenda import Agenda
@@ -26,6 +26,7 @@ from reconciler.drift import (
     untracked_item,
 )
 from reconciler.fold import Event, FleetState, ProcessState
+from reconciler.fold_page import Folded, fold_page
 from reconciler.graph import Graph, Refs, graph_of
 from reconciler.policy import Policy
 from store.messages import IndexEntry, InventoryChange, Summary
@@ -294,6 +295,14 @@ class Watches:
 
     def forget(self, process: str) -> None:
         self._of.pop(process, None)
+
+    def fold_page(self, state: FleetState, events: Sequence[Event], times: Sequence[int]) -> Folded:
+        """`fold_page`, and tells the watches of the processes, as far as there are any."""
+        return fold_page(state, events, times, self.fold, self._watching)
+
+    def _watching(self, process: ProcessState) -> ProcessWatch | None:
+        watch = self._of.get(process.id)
+        return watch if watch is not None and watch.process is process else None
 
     def fold(self, state: FleetState, event: Event, at_ms: int) -> ProcessState | None:
         """Folds an event and tells the watch of its process, if there is one; see `FleetState.apply`."""

@@ -163,7 +163,8 @@ class EventLog:
         if seq == 1:
             return NO_DIGEST
         partition = (await self.namespace()).partition_of(process)
-        async with aclosing((await self._entries()).backwards(partition)) as entries:
+        backwards = (await self._entries()).backwards(partition)
+        async with aclosing(backwards) as entries:  # type: ignore[type-var]
             async for _, fields in entries:
                 try:
                     row = decode_row(payload_of(fields))

@@ -1,19 +1,20 @@
-"""A page: a stretch of one partition as it was read, decoded for the hot paths.
+"""A page: a stretch of one partition as it was read, decoded for the fold.
 
 Decoding goes by columns, because a call or a tuple for each entry costs as much as the decoding
-itself: ids, events and times are lists of the same length. A page with an entry that is no event is
-decoded again, entry by entry, so that exactly that one is set aside.
+itself: ids, times, payloads and events are lists of the same length. A page with an entry that is no
+event is decoded again, entry by entry, so that exactly that one is set aside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
 
 from store.errors import MalformedEntry
-from store.event import EventRow, decode_row, decode_rows
+from store.event import EventRow, FoldRow, decode_fold_row, decode_fold_rows, decode_row
 from store.position import Key, RawEntry, id_key, ms_of
 
 _NOT_ONE_FIELD = "the entry has no field e, or more than that"
@@ -30,7 +31,8 @@ class Page:
         position: id of the last entry read; read on from there.
         ids: of the entries that are events, in order.
         times: of the same entries, in ms of Redis time.
-        events: the same entries, decoded.
+        payloads: of the same entries, encoded.
+        events: the same, decoded as far as the fold reads them.
         malformed: (entry id, why), of entries that are not events.
         end: there was nothing after it when it was read.
     """
@@ -40,7 +42,8 @@ class Page:
     position: str
     ids: Sequence[bytes] = ()
     times: Sequence[int] = ()
-    events: Sequence[EventRow] = ()
+    payloads: Sequence[bytes] = ()
+    events: Sequence[FoldRow] = ()
     malformed: list[tuple[str, str]] = field(default_factory=list)
     end: bool = False
 
@@ -51,8 +54,15 @@ class Page:
 
     @property
     def rows(self) -> list[tuple[str, EventRow]]:
-        """(entry id, event), in order: for those who look at single events."""
-        return [(name.decode(), row) for name, row in zip(self.ids, self.events, strict=True)]
+        """(entry id, event), in order and wholly decoded: for those who look at single events.
+
+        An event that is malformed in what the fold does not read is left out.
+        """
+        rows = []
+        for entry_id, payload in zip(self.ids, self.payloads, strict=True):
+            with suppress(MalformedEntry):
+                rows.append((entry_id.decode(), decode_row(payload)))
+        return rows
 
     def since(self, position: Key) -> Page:
         """What of it comes after a position (see `id_key`)."""
@@ -63,7 +73,8 @@ class Page:
         malformed = [item for item in self.malformed if id_key(item[0]) > position]
         return Page(
             self.partition, self.after, self.position,
-            self.ids[skip:], self.times[skip:], self.events[skip:], malformed, self.end,
+            self.ids[skip:], self.times[skip:], self.payloads[skip:], self.events[skip:],
+            malformed, self.end,
         )  # fmt: skip
 
 
@@ -74,11 +85,11 @@ def parse_page(partition: int, raw: Sequence[RawEntry], after: str) -> Page:
         return page
     page.position = raw[-1][0].decode()
     try:
-        page.ids, fields = zip(*raw, strict=True)
-        names, payloads = zip(*fields, strict=True)
-        if names.count(b"e") != len(names):
+        payloads = [payload for _, (field, payload) in raw if field == b"e"]  # type: ignore[misc]
+        if len(payloads) != len(raw):
             raise MalformedEntry(_NOT_ONE_FIELD)
-        page.events = decode_rows(payloads)
+        page.events = decode_fold_rows(payloads)
+        page.ids, page.payloads = [entry_id for entry_id, _ in raw], payloads
         page.times = times_of(page.ids)
     except (MalformedEntry, msgspec.MsgspecError, ValueError, TypeError):
         _parse_each(page, raw)
@@ -98,16 +109,19 @@ def times_of(ids: Sequence[bytes]) -> list[int]:
 
 
 def _parse_each(page: Page, raw: Sequence[RawEntry]) -> None:
-    ids, times, events = [], [], []
+    ids, times, payloads, events = [], [], [], []
     for entry_id, fields in raw:
         name = entry_id.decode()
         try:
-            events.append(decode_row(payload_of(fields)))
-            ids.append(entry_id)
-            times.append(ms_of(name))
+            payload = payload_of(fields)
+            events.append(decode_fold_row(payload))
         except MalformedEntry as error:
             page.malformed.append((name, str(error)))
-    page.ids, page.times, page.events = ids, times, events
+        else:
+            ids.append(entry_id)
+            times.append(ms_of(name))
+            payloads.append(payload)
+    page.ids, page.times, page.payloads, page.events = ids, times, payloads, events
 
 
 def payload_of(fields: Sequence[bytes] | None) -> bytes:

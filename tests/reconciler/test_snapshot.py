@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.fold import GONE_KEPT, FleetState, fold
+from reconciler.fold import GONE_MOST, FleetState, fold
 from reconciler.snapshot import FOLD, OtherFold, decode_state, encode_state
 from store.event import EventRow
 from store.snapshots import DamagedSnapshot, newest_first, seal, unseal
@@ -64,9 +64,9 @@ class TestState:
 
     def test_what_is_forgotten_first(self):
         """What is gone is forgotten in the order of its going, also after a snapshot."""
-        ends = [(1, row(seq, "cleaned_up", f"a/{seq}")) for seq in range(2, GONE_KEPT + 2)]
+        ends = [(1, row(seq, "cleaned_up", f"a/{seq}")) for seq in range(2, GONE_MOST + 2)]
         state = fold([(1, row(1)), *ends])
-        last = (2, row(GONE_KEPT + 2, "cleaned_up", "a/last"))
+        last = (2, row(GONE_MOST + 2, "cleaned_up", "a/last"))
         gone = fold([last], decode_state(encode_state(state))).processes["p"].gone
         assert list(gone) == list(fold([last], state).processes["p"].gone)
         assert "a/2" not in gone
