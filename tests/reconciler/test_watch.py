@@ -47,7 +47,7 @@ class Course:
     def event(self, type: str, ref: str, **more: object) -> None:
         self.seq += 1
         row = EventRow(type, ref, PROCESS, self.seq, **more)  # type: ignore[arg-type]
-        self.watches.fold(self.state, row, self.now)
+        self.watches.fold_page(self.state, (row,), (self.now,))
 
     def some(self) -> str | None:
         return self.chance.choice(self.alive) if self.alive else None

@@ -251,6 +251,29 @@ class TestMalformedEntry:
         assert all(reason for _, reason in page.malformed)
         assert len(await payloads(log)) == 6
 
+    @pytest.mark.parametrize(
+        "bad",
+        [
+            (b'{"type":"created"}', b'{"type":"created","ref":"a/x","process":"p","seq":9}'),
+            (b"%s,%s", b""),
+            (b'{"a":1', b'"b":2}'),
+        ],
+    )
+    async def test_neighbours_are_read(self, log: EventLog, bad: tuple[bytes, bytes]):
+        """Whatever stands in an entry, those beside it are read as they are, each under its own id."""
+        good = [encode(row(seq), NO_DIGEST)[0] for seq in (1, 2, 3)]
+        raw = [
+            (b"%d-0" % number, [b"e", payload.replace(b"%s", good[0])])
+            for number, payload in enumerate((good[0], bad[0], good[1], bad[1], good[2]), 1)
+        ]
+        page = parse_page(0, raw, START)
+        assert [page.rows[0], page.rows[-1]] == [
+            ("1-0", decode_row(good[0])), ("5-0", decode_row(good[2])),
+        ]  # fmt: skip
+        assert {name: one.seq for name, one in page.rows}["3-0"] == 2
+        assert list(page.times) == [int(name.partition(b"-")[0]) for name in page.ids]
+        assert page.entries == 5
+
     async def test_quarantine(self, log: EventLog):
         """What is set aside is listed by id with its reason, from all partitions."""
         await log.quarantine(0, [("1-0", "no digest")])
@@ -261,7 +284,7 @@ class TestMalformedEntry:
     async def test_deleted_entry(self):
         """An entry that Redis reports without content is malformed, not a crash."""
         page = parse_page(0, [(b"1-0", None)], START)
-        assert (page.rows, page.position) == ([], "1-0")
+        assert (page.rows, list(page.events), page.position) == ([], [], "1-0")
         assert [entry_id for entry_id, _ in page.malformed] == ["1-0"]
 
     async def test_chain_goes_on_past_it(self, store: Store, namespace: str):
