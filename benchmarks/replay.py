@@ -29,6 +29,7 @@ import hiredis
 import psutil
 
 from reconciler.fold import FleetState
+from reconciler.fold_page import fold_page
 from reconciler.history import save_snapshot
 from reconciler.metrics import Metrics
 from reconciler.tail import Tail
@@ -36,7 +37,6 @@ from store import EventLog, connect
 from store.event import NO_DIGEST, EventRow, encode
 from store.lease import Lease, take_lease
 from store.namespace import Namespace, open_namespace
-from store.position import ms_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = "eventsourcing==9.4.6"
@@ -109,8 +109,7 @@ async def replay(log: EventLog) -> tuple[int, float]:
     state = FleetState()
     began = time.perf_counter()
     async for page in log.pages(0):
-        for entry_id, row in page.rows:
-            state.apply(row, ms_of(entry_id))
+        fold_page(state, page.events, page.times)
     return state.events, time.perf_counter() - began
 
 
@@ -270,8 +269,7 @@ async def _snapshot_and_start(
 ) -> tuple[float, int]:
     state = FleetState()
     async for page in log.pages(0):
-        for entry_id, row in page.rows:
-            state.apply(row, ms_of(entry_id))
+        fold_page(state, page.events, page.times)
     lease = await take_lease(namespace, 0, "bench@host:1:1", 60_000)
     assert isinstance(lease, Lease)
     await save_snapshot(namespace, lease, state, (await log.last())[0])

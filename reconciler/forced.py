@@ -19,7 +19,7 @@ from reconciler.plan import Step
 from reconciler.policy import Policy
 from reconciler.result import Result
 from reconciler.tail import Tail
-from store.connection import check_cancelled, end_tasks
+from store.tasks import check_cancelled, end_tasks
 
 _FRESH_SECONDS = 3.0
 _OUTCOME_GRACE = 5.0

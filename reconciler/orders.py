@@ -160,6 +160,7 @@ def _order(step: Step, policy: Policy) -> Order:
         timeout=policy.teardown_timeout,
         registry=step.registry,
         key=step.key,
+        circle=dict(step.circle),
     )
 
 

@@ -21,7 +21,7 @@ from reconciler.policy import Policy
 from reconciler.stuck import Stuck, find_stuck
 from reconciler.tail import Tail
 from reconciler.watch import ProcessWatch, Watches
-from store.channel import InventoryReader
+from store.inventories import InventoryReader
 from store.namespace import Namespace
 
 log = structlog.get_logger("reconciler.outlook")

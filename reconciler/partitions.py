@@ -20,12 +20,14 @@ import structlog
 from reconciler.leases import LOOK, Change, Leases
 from reconciler.metrics import Metrics
 from reconciler.tail import Tail
-from store.channel import Inbox, WorkerChannel, lapsed_hosts
-from store.connection import Unavailable, check_cancelled
+from store.channel import WorkerChannel, lapsed_hosts
 from store.errors import Fenced, SequenceGap
 from store.event import EventRow, process_id
+from store.inbox import Inbox
 from store.lease import Lease
 from store.namespace import Namespace
+from store.refusals import Unavailable
+from store.tasks import check_cancelled
 
 log = structlog.get_logger("reconciler.partitions")
 

@@ -31,14 +31,16 @@ from reconciler.policy import Policy
 from reconciler.result import Result
 from reconciler.tail import Tail
 from reconciler.watch import Watches
-from store.channel import Inbox, answer
-from store.connection import BLOCK_MS, Store, Unavailable, check_cancelled, end_tasks
+from store.connection import BLOCK_MS, Store
 from store.errors import Fenced, ReconcilerError, SequenceGap, UnknownProcess
 from store.event import process_id
+from store.inbox import Inbox, answer
 from store.lease import Lease
 from store.log import EventLog, Page
 from store.messages import HostPort, Note, Summary, encode_message
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
+from store.refusals import Unavailable
+from store.tasks import check_cancelled, end_tasks
 
 log = structlog.get_logger("reconciler")
 

@@ -13,6 +13,7 @@ by something in use. What shortens a life (a user or an owner that goes) looks a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from math import inf
 
 from reconciler.agenda import Agenda
@@ -32,6 +33,8 @@ from reconciler.policy import Policy
 from store.messages import IndexEntry, InventoryChange, Summary
 
 _DEEPEST = 200
+_REMEMBERED = 10_000
+"""Moments that one look keeps at hand, as many may hang on the same ones."""
 
 
 class _TooDeep(Exception):
@@ -58,12 +61,12 @@ class ProcessWatch:
         self._agenda = Agenda()
         self._parked: set[str] = set()
         self._look_at: set[str] = set(process.resources)
-        self._orphans: Refs = {}
+        self._orphans: dict[str, float] = {}
         self._summary: Summary | None = None
         self._kinds: frozenset[str] = frozenset()
-        self._held: set[str] = set()
-        self._unheld: Refs = {}
-        self._unknown: Refs = {}
+        self._absent: set[str] = set(process.resources)  # alive and not held
+        self._unheld: Refs = {}  # those of them whose kind the registries hold
+        self._unknown: Refs = {}  # held and not alive
         self._dead_targets: Refs = {}
 
     # --- events -----------------------------------------------------------------------------------
@@ -95,10 +98,13 @@ class ProcessWatch:
             self._look_at.add(ref)
 
     def _came(self, ref: str) -> None:
-        self._unknown.pop(ref, None)
         self._dead_targets.pop(ref, None)
         self._look_at.update(self.graph.owned_by(ref))
-        if ref not in self._held and ref.partition("/")[0] in self._kinds:
+        if ref in self._unknown:
+            del self._unknown[ref]
+            return
+        self._absent.add(ref)
+        if ref.partition("/")[0] in self._kinds:
             self._unheld[ref] = None
 
     def _ended(self, ref: str, uses: tuple[str, ...], owner: str | None) -> None:
@@ -107,9 +113,11 @@ class ProcessWatch:
         self._orphans.pop(ref, None)
         self._parked.discard(ref)
         self._unheld.pop(ref, None)
-        if ref in self._held:
+        if ref not in self._absent:
             self._unknown[ref] = None
-        elif self.graph.naming(ref):
+            return
+        self._absent.discard(ref)
+        if self.graph.naming(ref):
             self._dead_targets[ref] = None
 
     def _shorten(self, refs: Iterable[str]) -> None:
@@ -131,20 +139,20 @@ class ProcessWatch:
         kinds = frozenset(change.summary.kinds)
         resources = self.process.resources
         for ref in change.let_go:
-            self._held.discard(ref)
             self._unknown.pop(ref, None)
             if ref in resources:
+                self._absent.add(resources[ref].ref)
                 self._unheld[ref] = None
             elif self.graph.naming(ref):
                 self._dead_targets[ref] = None
         for ref in change.held:
-            resource = resources.get(ref)
-            # One string for state and inventory: half the memory.
-            self._held.add(ref if resource is None else resource.ref)
+            self._absent.discard(ref)
             self._unheld.pop(ref, None)
             self._dead_targets.pop(ref, None)
-            if resource is None:
+            if ref not in resources:
                 self._unknown[ref] = None
+        if len(change.held) > len(self._absent):
+            self._absent = set(self._absent)  # A set never shrinks by itself.
         for entry in change.struck:
             named = self.graph.named.get(entry.target)
             if named is not None:
@@ -154,11 +162,11 @@ class ProcessWatch:
                     self._dead_targets.pop(entry.target, None)
         for entry in change.entered:
             self.graph.named.setdefault(entry.target, {})[entry] = None
-            if entry.target not in resources and entry.target not in self._held:
+            if entry.target not in resources and entry.target not in self._unknown:
                 self._dead_targets[entry.target] = None
         if kinds != self._kinds:
             self._kinds = kinds
-            self._unheld = {ref: None for ref in resources if ref not in self._held}
+            self._unheld = {ref: None for ref in resources if ref in self._absent}
 
     # --- drift ------------------------------------------------------------------------------------
 
@@ -202,21 +210,23 @@ class ProcessWatch:
 
     def _find_orphans(self, now_ms: int, rss: int) -> Iterator[DriftItem]:
         due = self._agenda.pop_due(now_ms)
-        # What was an orphan is looked at again: a use may have given it more time.
-        todo = dict.fromkeys([*self._orphans, *due, *self._look_at])
-        self._look_at = set()
-        self._orphans = {}
+        before, look_at = self._orphans, self._look_at
+        self._orphans, self._look_at = {}, set()
         bounds: dict[str, float] = {}
         try:
-            for ref in todo:
-                self._place(ref, now_ms, bounds)
+            # What was an orphan is looked at again: a use may have given it more time.
+            for ref in chain(before, due, look_at):
+                if ref not in self._orphans:
+                    self._place(ref, now_ms, bounds)
+                if len(bounds) > _REMEMBERED:
+                    bounds.clear()
         except _TooDeep:
             self._place_all(now_ms, bounds)
         process, policy = self.process, self._policy
         evicted = evictions(process, policy, now_ms, rss=rss)
-        for ref in self._orphans:
+        for ref, bound in self._orphans.items():
             reason = why_undesired(process.resources[ref], process, policy, now_ms)
-            yield orphan_item(process, ref, reason, min(bounds[ref], now_ms))
+            yield orphan_item(process, ref, reason, min(bound, now_ms))
         for ref, reason in evicted.items():
             if ref not in self._orphans:
                 yield orphan_item(process, ref, reason, now_ms)
@@ -229,11 +239,11 @@ class ProcessWatch:
         bound = self._bound(ref, now_ms, bounds, 0)
         self._parked.discard(ref)
         if bound <= now_ms:
-            self._orphans[ref] = None
+            self._orphans[ref] = bound
         elif bound == inf:
             self._parked.add(ref)
         else:
-            self._agenda.add(bound, ref)
+            self._agenda.add(bound, ref, now_ms)
         if bound != inf:
             # What it may have kept alive for ever has a moment again.
             for kept in (*resource.uses, *self.graph.owned_by(ref)):
@@ -272,11 +282,11 @@ class ProcessWatch:
         """The long way, for graphs with circles: a look at everything, again at the next moment."""
         bounds.clear()
         bounds.update(desired_until(self.process, self._policy))
-        self._orphans = {ref: None for ref, until in bounds.items() if until <= now_ms}
+        self._orphans = {ref: until for ref, until in bounds.items() if until <= now_ms}
         self._parked = {ref for ref, until in bounds.items() if until == inf}
         for ref, until in bounds.items():
             if now_ms < until < inf:
-                self._agenda.add(until, ref)
+                self._agenda.add(until, ref, now_ms)
 
 
 class Watches:

@@ -21,10 +21,10 @@ from reconciler.fold import FleetState
 from reconciler.fold_page import fold_page
 from reconciler.history import Kept, keep_history, nearest_snapshot, save_snapshot
 from store.archive import Archive, place
-from store.channel import ask
 from store.connection import Store, shown
 from store.errors import ArchiveError, ReconcilerError
 from store.event import process_id
+from store.inbox import ask
 from store.lease import HeldByOther, Lease, release_lease, take_lease
 from store.log import EventLog
 from store.messages import Note

@@ -14,8 +14,8 @@ from reconciler.cli.output import console, emit, reading, table
 from reconciler.doctor import CHECKS, Clock, Facts, Finding, diagnose
 from reconciler.fleet import Fleet, read_fleet
 from reconciler.stuck import find_stuck
-from store.channel import InventoryReader
 from store.connection import Store
+from store.inventories import InventoryReader
 from store.log import EventLog
 from store.namespace import Namespace
 from store.retention import read_retention

@@ -12,10 +12,10 @@ import pytest
 from adapters import Host
 from reconciler import Policy, Reconciler, forced
 from store import EventLog, Store, UnknownProcess
-from store.channel import ask
-from store.connection import end_tasks
 from store.event import NO_DIGEST, encode
+from store.inbox import ask
 from store.messages import Note
+from store.tasks import end_tasks
 from tests.support import entries_of, eventually, row, story
 
 pytestmark = pytest.mark.parametrize("near", [False, True], ids=["through-redis", "in-process"])
@@ -110,6 +110,23 @@ class TestTeardown:
             ]
 
         await eventually(told)
+
+    async def test_circle(self, service: Service, start: Start):
+        """What uses each other in a circle goes like everything else, and what hangs on it after it."""
+        host = service.host
+        closed: list[str] = []
+        pool = host.registry("pool", teardown=lambda id, _: closed.append(id))
+        wheel = host.registry(
+            "wheel", teardown=lambda id, _: closed.append(id),
+            uses=lambda id, _: {"a": ["wheel/b"], "b": ["wheel/c"], "c": ["wheel/a", "pool/p"]}[id],
+        )  # fmt: skip
+        pool["p"] = object()
+        for name in "abc":
+            wheel[name] = object()
+        reconciler = await start(idle_timeouts={"wheel": 0.05, "pool": 0.05})
+        await eventually(lambda: not wheel and not pool)
+        assert (sorted(closed[:3]), closed[3:]) == (["a", "b", "c"], ["p"])
+        assert not reconciler.outlook.stuck
 
     async def test_idle_session_then_runner_then_agent(
         self, service: Service, start: Start, log: EventLog
