@@ -60,11 +60,12 @@ class ProcessWatch:
         self._policy = policy
         self._agenda = Agenda()
         self._parked: set[str] = set()
-        self._look_at: set[str] = set(process.resources)
+        self._look_at: set[str] = set()
+        self._look_at_all = True
         self._orphans: dict[str, float] = {}
         self._summary: Summary | None = None
         self._kinds: frozenset[str] = frozenset()
-        self._absent: set[str] = set(process.resources)  # alive and not held
+        self._absent: set[str] | None = None  # alive and not held; None is all of them
         self._unheld: Refs = {}  # those of them whose kind the registries hold
         self._unknown: Refs = {}  # held and not alive
         self._dead_targets: Refs = {}
@@ -103,7 +104,8 @@ class ProcessWatch:
         if ref in self._unknown:
             del self._unknown[ref]
             return
-        self._absent.add(ref)
+        if self._absent is not None:
+            self._absent.add(ref)
         if ref.partition("/")[0] in self._kinds:
             self._unheld[ref] = None
 
@@ -113,10 +115,11 @@ class ProcessWatch:
         self._orphans.pop(ref, None)
         self._parked.discard(ref)
         self._unheld.pop(ref, None)
-        if ref not in self._absent:
-            self._unknown[ref] = None
-            return
-        self._absent.discard(ref)
+        if self._absent is not None:
+            if ref not in self._absent:
+                self._unknown[ref] = None
+                return
+            self._absent.remove(ref)
         if self.graph.naming(ref):
             self._dead_targets[ref] = None
 
@@ -138,21 +141,23 @@ class ProcessWatch:
         self._summary = change.summary
         kinds = frozenset(change.summary.kinds)
         resources = self.process.resources
+        absent = self._absent
+        if absent is None:
+            # Copied, for a set that lost members keeps its size.
+            absent = self._absent = set(resources.keys() - change.held)
         for ref in change.let_go:
             self._unknown.pop(ref, None)
             if ref in resources:
-                self._absent.add(resources[ref].ref)
+                absent.add(resources[ref].ref)
                 self._unheld[ref] = None
             elif self.graph.naming(ref):
                 self._dead_targets[ref] = None
         for ref in change.held:
-            self._absent.discard(ref)
+            absent.discard(ref)
             self._unheld.pop(ref, None)
             self._dead_targets.pop(ref, None)
             if ref not in resources:
                 self._unknown[ref] = None
-        if len(change.held) > len(self._absent):
-            self._absent = set(self._absent)  # A set never shrinks by itself.
         for entry in change.struck:
             named = self.graph.named.get(entry.target)
             if named is not None:
@@ -166,7 +171,7 @@ class ProcessWatch:
                 self._dead_targets[entry.target] = None
         if kinds != self._kinds:
             self._kinds = kinds
-            self._unheld = {ref: None for ref in resources if ref in self._absent}
+            self._unheld = {ref: None for ref in resources if ref in absent}
 
     # --- drift ------------------------------------------------------------------------------------
 
@@ -210,8 +215,9 @@ class ProcessWatch:
 
     def _find_orphans(self, now_ms: int, rss: int) -> Iterator[DriftItem]:
         due = self._agenda.pop_due(now_ms)
-        before, look_at = self._orphans, self._look_at
-        self._orphans, self._look_at = {}, set()
+        before: Iterable[str] = self._orphans
+        look_at: Iterable[str] = self.process.resources if self._look_at_all else self._look_at
+        self._orphans, self._look_at, self._look_at_all = {}, set(), False
         bounds: dict[str, float] = {}
         try:
             # What was an orphan is looked at again: a use may have given it more time.
