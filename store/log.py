@@ -23,6 +23,7 @@ from store.event import NO_DIGEST, LifecycleEvent, LogEntry, decode, decode_row,
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
 from store.page import Page, parse_page, payload_of
 from store.position import START, RawEntry, id_key
+from store.tasks import under_way
 
 __all__ = ["PAGE", "START", "Appended", "EventLog", "Page", "RawEntry", "id_key", "parse_page"]
 
@@ -211,9 +212,7 @@ class EventLog:
         while not page.end:
             following = asyncio.create_task(self.page(partition, page.position, until=until))
             try:
-                await asyncio.sleep(
-                    0
-                )  # The request goes out, and whoever waits for the loop gets it.
+                await under_way()
                 yield page
                 page = await following
             except BaseException:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from contextlib import aclosing
+from typing import Any
 
 import pytest
+import redis
 
 from store import EventLog, Fenced, LifecycleEvent, SequenceGap, Store
 from store.event import NO_DIGEST, chain, decode_row, encode, split_digest
-from store.log import START, Appended, _merge, id_key, parse_page
+from store.log import PAGE, START, Appended, _merge, id_key, parse_page
 from store.namespace import open_namespace
 from tests.support import batch, entries_of, event, row
 
@@ -189,6 +193,25 @@ class TestRead:
         assert [r.seq for _, r in page.rows] == [3]
         end = await log.page(partition, page.position)
         assert (end.rows, end.position) == ([], page.position)
+
+    async def test_next_page_is_asked_for_ahead(self, log: EventLog):
+        """While a page is folded, and the event loop stands still, Redis makes the next one ready."""
+        await log.append(batch(1, PAGE + 1))
+        partition = (await log.namespace()).partition_of("p")
+        path = log._store.redis.connection_pool.connection_kwargs["path"]
+        with redis.Redis(unix_socket_path=path) as watching:
+
+            def reads() -> int:
+                stats: Any = watching.info("commandstats")
+                return int(stats.get("cmdstat_xrange", {"calls": 0})["calls"])
+
+            before, deadline = reads(), time.monotonic() + 10
+            async with aclosing(log.pages(partition)) as pages:  # type: ignore[type-var]
+                page = await anext(pages)
+                assert len(page.events) == PAGE
+                while reads() < before + 2:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.001)  # noqa: ASYNC251 - the loop is to stand still
 
 
 class TestFollow:
