@@ -21,6 +21,7 @@ import structlog
 from opentelemetry.context import Context
 from opentelemetry.trace import use_span
 
+from reconciler.fold_page import Folded
 from reconciler.forced import Forced
 from reconciler.housekeeping import Housekeeping
 from reconciler.metrics import Metrics
@@ -35,10 +36,10 @@ from reconciler.vitals import Vitals
 from reconciler.watch import Watches
 from store.connection import BLOCK_MS, Store
 from store.errors import Fenced, ReconcilerError, SequenceGap, UnknownProcess
-from store.event import EventRow, process_id
+from store.event import process_id
 from store.inbox import Inbox, answer
 from store.lease import Lease
-from store.log import EventLog
+from store.log import EventLog, Page
 from store.messages import HostPort, Note, Summary, encode_message
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
 from store.refusals import Unavailable
@@ -113,7 +114,7 @@ class Reconciler:
         )
         self.log = EventLog(self._store, self.namespace)
         watches = Watches(self.policy)
-        self.tail = Tail(self.log, self.metrics, self._seen, watches.fold)
+        self.tail = Tail(self.log, self.metrics, self._seen, watches.fold_page)
         self.outlook = Outlook(self.namespace, self.tail, watches, self.policy, self.now_ms)
         self.housekeeping = Housekeeping(
             self.log, self.tail, self.metrics, lambda: self.leases, self.now_ms
@@ -243,15 +244,16 @@ class Reconciler:
             self.metrics.redis_away("log")
             await asyncio.sleep(0.2)
 
-    def _seen(self, partition: int, at_ms: int, event: EventRow) -> None:
-        """An event was folded."""
-        process = event.holder or event.process
-        if partition in self._acting.channels:
-            self._lag_ms = max(0, self.now_ms() - at_ms)
-            self._longest_ms = max(self._longest_ms, self._lag_ms)
-        if event.type != "cleanup_requested":
-            self._touch([process])
-        self._orders.heard(event, at_ms)
+    def _seen(self, page: Page, folded: Folded) -> None:
+        """A page was folded."""
+        if page.times and page.partition in self._acting.channels:
+            now = self.now_ms()
+            self._lag_ms = max(0, now - page.times[-1])
+            self._longest_ms = max(self._longest_ms, now - page.times[0])
+        if folded.told:
+            self._touch(folded.told)
+        for at_ms, event in folded.settled:
+            self._orders.heard(event, at_ms)
 
     def hear_of(self, processes: Iterable[str]) -> None:
         """The inventories of these may have changed."""

@@ -77,9 +77,9 @@ class Prometheus:
         (folder / "rules.yaml").write_text(
             yaml.safe_dump({"groups": [{"name": "all", "rules": rules}]})
         )
-        # Every 0.5 s here is every 30 s at the pace of the rules.
+        # Every second here is every minute at the pace of the rules.
         config = {
-            "global": {"scrape_interval": "500ms", "evaluation_interval": "500ms"},
+            "global": {"scrape_interval": "1s", "evaluation_interval": "500ms"},
             "rule_files": ["rules.yaml"],
             "scrape_configs": [
                 {"job_name": name, "static_configs": [{"targets": list(targets)}]}
@@ -131,12 +131,15 @@ class Prometheus:
         of_job = "" if job is None else f',job="{job}"'
         return {one["alertname"] for one in self.series(f'ALERTS{{alertstate="firing"{of_job}}}')}
 
-    def ever_fired(self, job: str) -> set[str]:
-        """Alerts of a job that fired at any time since the start."""
+    def ever_fired(self, job: str) -> dict[str, list[float]]:
+        """Alerts of a job that fired at any time since the start: when, in seconds since then."""
         query = f'ALERTS{{alertstate="firing",job="{job}"}}'
         range_ = {"start": self.began, "end": time.time(), "step": "0.5"}
         found = self.ask("query_range", query=query, **range_)["result"]
-        return {one["metric"]["alertname"] for one in found}
+        return {
+            one["metric"]["alertname"]: [round(at - self.began, 1) for at, _ in one["values"]]
+            for one in found
+        }
 
 
 @contextlib.contextmanager
