@@ -29,6 +29,7 @@ from reconciler.partitions import Partitions
 from reconciler.plan import Plan, Step, Waiting, make_plan
 from reconciler.policy import Policy
 from reconciler.result import Result
+from reconciler.session_retention import SessionRetention
 from reconciler.tail import Tail
 from reconciler.watch import ProcessWatch, Watches
 from store.channel import Inbox, InventoryReader, answer
@@ -119,6 +120,9 @@ class Reconciler:
         self.tail = Tail(self.log, self.metrics, self._seen, self.watches.fold)
         self.inventories = InventoryReader(self.namespace)
         self.housekeeping = Housekeeping(self.log, self.tail, lambda: self.leases, self.now_ms)
+        self.retention = SessionRetention(
+            self.namespace, lambda: self._acting.channels, self.policy
+        )
         self._inbox = Inbox(self.namespace)
         self._acting = Partitions(
             self.namespace,

@@ -26,6 +26,7 @@ HEARTBEAT_SECONDS = 2.0
 WORKER_FORGOTTEN_SECONDS = 60.0
 SNAPSHOT_CHECK_SECONDS = 5.0
 ARCHIVE_SECONDS = 300.0
+RETENTION_CHECK_SECONDS = 15.0
 
 
 async def run_worker(
@@ -80,6 +81,7 @@ async def run_worker(
         keeping = reconciler.housekeeping
         schedule.add_job(keeping.snapshots, "interval", seconds=SNAPSHOT_CHECK_SECONDS)
         schedule.add_job(keeping.archive, "interval", seconds=archive_seconds)
+        schedule.add_job(reconciler.retention.look, "interval", seconds=RETENTION_CHECK_SECONDS)
         schedule.start()
         log.info(
             "worker started",

@@ -20,9 +20,6 @@ from store.keys import AppSessionKeys, Keys, SessionKeys, key_part, short_part
 from store.lease import Lease
 from store.namespace import Namespace
 
-SHORTEST_RETENTION = 60.0
-"""Seconds. Hosts note every third of it what is in use, so that nothing in use is ever due."""
-
 _PAGE = 500
 _PREFIX = b"="
 
@@ -233,7 +230,7 @@ class Counted:
     Attributes:
         kept: in Redis.
         overdue: of these, not used for longer than they are kept.
-        oldest_ms: since when the one that was not used for the longest time is overdue; 0 for none.
+        oldest_ms: for how long the one that was not used for the longest time is overdue; 0 for none.
     """
 
     kept: int = 0
@@ -241,7 +238,8 @@ class Counted:
     oldest_ms: int = 0
 
 
-async def count(namespace: Namespace, retention_ms: int | None, now_ms: int) -> Counted:
+async def count_conversations(
+    namespace: Namespace, retention_ms: int | None, now_ms: int) -> Counted:
     """Counts the conversations of all apps; nothing is changed."""
     kept = overdue = oldest = 0
     redis = namespace.store.redis

@@ -20,6 +20,11 @@ from store.errors import MalformedEntry
 
 T = TypeVar("T")
 
+SESSION_RETENTION = 30 * 86400.0
+"""Seconds that a conversation is kept after its last use, unless the policy says otherwise."""
+SHORTEST_RETENTION = 60.0
+"""Seconds. Hosts note every third of it which sessions are in use, so that none of them is ever due."""
+
 BUCKETS = 256
 """Buckets that an inventory is divided into."""
 

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlencode
 from store import client
 from store.connection import shown
 from store.errors import BadAddress, PolicyError
+from store.messages import SESSION_RETENTION
 
 OWN_SCHEME = "agent-reconciler+"
 """May stand before any scheme, for registries in which `redis://` belongs to somebody else."""
@@ -93,9 +94,15 @@ def is_ephemeral(ephemeral: Ephemeral, app: str) -> bool:
     return ephemeral if isinstance(ephemeral, bool) else app in ephemeral
 
 
-def ttl_ms(ttl: TimeToLive, app: str) -> int:
-    """The time to live of an app's sessions in ms; 0 is for ever."""
+def ttl_ms(ttl: TimeToLive, ephemeral: Ephemeral, app: str) -> int:
+    """The time to live of an app's sessions in ms; 0 is for ever.
+
+    An ephemeral conversation always has one: it goes with its session, but a process that is killed
+    cannot see to that.
+    """
     seconds = ttl.get(app) if isinstance(ttl, Mapping) else ttl
+    if seconds is None and is_ephemeral(ephemeral, app):
+        seconds = SESSION_RETENTION
     return 0 if seconds is None else round(seconds * 1000)
 
 

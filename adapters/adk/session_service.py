@@ -201,7 +201,7 @@ class RedisSessionService(BaseSessionService):
             (_bytes(user_id), _bytes(session_id)),
             now,
             delta,
-            ttl=ttl_ms(self._ttl, app_name),
+            ttl=self._ttl_ms(app_name),
             ephemeral=is_ephemeral(self._ephemeral, app_name),
             doing=doing,
         )
@@ -254,7 +254,7 @@ class RedisSessionService(BaseSessionService):
             known = self._cache.get(keys.session)
             position = known.position if known else Position()
         opened = await self._stored.open(
-            keys, position, wanted, after, ttl=ttl_ms(self._ttl, app_name), doing=doing
+            keys, position, wanted, after, ttl=self._ttl_ms(app_name), doing=doing
         )
         if opened is None:
             with self._cache.lock:
@@ -379,7 +379,7 @@ class RedisSessionService(BaseSessionService):
             return event
         doing = f"append_event to session/{session.id}"
         keys = self._session_keys(session.app_name, session.user_id, session.id)
-        ttl = ttl_ms(self._ttl, session.app_name)
+        ttl = self._ttl_ms(session.app_name)
         async with self._stores.of_this_loop().lock(keys.session):
             changes = event.actions.state_delta if event.actions else {}
             delta = encode_state(changes, where=doing, limit=self._limit)
@@ -430,6 +430,9 @@ class RedisSessionService(BaseSessionService):
 
     def _session_keys(self, app: str, user: str, session: str) -> SessionKeys:
         return self._keys.app_sessions(app).session(user, session)
+
+    def _ttl_ms(self, app: str) -> int:
+        return ttl_ms(self._ttl, self._ephemeral, app)
 
     async def _end_resource(self, identity: Identity) -> None:
         """The teardown of a session: the conversation stays, unless the app is ephemeral."""

@@ -14,8 +14,8 @@ from adapters.adk.live_sessions import Identity
 from adapters.adk.loop_stores import LoopStores
 from adapters.host import Host
 from adapters.logs import get_logger
-from store.conversations import SHORTEST_RETENTION
 from store.errors import ReconcilerError
+from store.messages import SHORTEST_RETENTION
 
 log = get_logger("adapters.adk.sessions")
 
