@@ -239,7 +239,8 @@ class Counted:
 
 
 async def count_conversations(
-    namespace: Namespace, retention_ms: int | None, now_ms: int) -> Counted:
+    namespace: Namespace, retention_ms: int | None, now_ms: int
+) -> Counted:
     """Counts the conversations of all apps; nothing is changed."""
     kept = overdue = oldest = 0
     redis = namespace.store.redis
