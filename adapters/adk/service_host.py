@@ -8,7 +8,9 @@ loop. When it cannot be started the conversation goes on without, and it is trie
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections.abc import Callable
 
 from adapters.adk.live_sessions import (
     Ending,
@@ -27,6 +29,11 @@ from store.connection import Unavailable
 from store.errors import ReconcilerError
 
 log = get_logger("adapters.adk.sessions")
+
+logger = logging.getLogger(__name__)
+
+LifecycleCallback = Callable[[str, str, dict[str, str]], None]
+"""Called with type (`created`, `reused`, `cleaned_up`), ref (`session/<id>`) and `{"app", "user"}`."""
 
 _RETRY_SECONDS = 5.0
 APPEND_SPACING = 1.0
@@ -55,6 +62,7 @@ class ServiceHost:
         still_used: StillUsed,
     ) -> None:
         self.host = host
+        self.on_lifecycle: LifecycleCallback | None = None
         self._name = name
         self._namespace = namespace
         self._stores = stores
@@ -108,6 +116,21 @@ class ServiceHost:
         host, self.host, self._loop = self.host, None, None
         self._not_before = 0.0
         await host.close()
+
+    def tell(self, kind: str, identity: Identity, reason: str = "") -> None:
+        """A session was created, opened (`reused`), or is gone (`cleaned_up`)."""
+        if kind == "cleaned_up":
+            self.gone(identity, reason)
+        else:
+            self.note_use(identity)
+        if self.on_lifecycle is None:
+            return
+        app, user, session = identity
+        try:
+            self.on_lifecycle(kind, f"session/{session}", {"app": app, "user": user})
+        except Exception:
+            # The conversation must not suffer from whoever keeps the books.
+            logger.exception("on_lifecycle failed for %s of session/%s", kind, session)
 
     def note_use(self, identity: Identity, *, spacing: float = 0.0) -> None:
         """A session was created, opened or appended to."""

@@ -9,15 +9,11 @@ database service: here the marker is `incarnation/entry id of the last event`.
 
 from __future__ import annotations
 
-import logging
 import secrets
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from google.adk.errors import StaleSessionError
 from google.adk.errors.already_exists_error import AlreadyExistsError
-from google.adk.errors.session_not_found_error import SessionNotFoundError
 from google.adk.events.event import Event
 from google.adk.platform import time as platform_time
 from google.adk.platform import uuid as platform_uuid
@@ -30,10 +26,9 @@ from google.adk.sessions.session import Session
 
 from adapters.adk.live_sessions import Identity
 from adapters.adk.loop_stores import LoopStores
-from adapters.adk.service_host import APPEND_SPACING, ServiceHost
+from adapters.adk.service_host import APPEND_SPACING, LifecycleCallback, ServiceHost
 from adapters.adk.session_cache import START, CachedSession, Position, SessionCache, number_of
-from adapters.adk.session_codec import encode_event, encode_state, merged_state, shared_state
-from adapters.adk.session_copies import find_equal, follows, freshness, marker_of, without_temp
+from adapters.adk.session_codec import encode_state, merged_state, shared_state
 from adapters.adk.session_options import (
     Ephemeral,
     TimeToLive,
@@ -42,18 +37,13 @@ from adapters.adk.session_options import (
     parse_address,
     ttl_ms,
 )
-from adapters.adk.stored_sessions import Append, StoredSessions
+from adapters.adk.session_writer import SessionWriter, marker_of
+from adapters.adk.stored_sessions import StoredSessions
 from adapters.host import Host
 from store.connection import shown
 from store.errors import BadAddress
 from store.keys import Keys, SessionKeys
 from store.namespace import DEFAULT_NAMESPACE
-
-logger = logging.getLogger(__name__)
-
-LifecycleCallback = Callable[[str, str, dict[str, str]], None]
-"""Called with type (`created`, `reused`, `cleaned_up`), ref (`session/<id>`) and `{"app", "user"}`."""
-
 
 _GONE = "its conversation is gone: it expired, or was deleted or archived elsewhere"
 
@@ -120,20 +110,25 @@ class RedisSessionService(BaseSessionService):
 
         self.url = shown(address.url)
         self.namespace: str = option("namespace", namespace, DEFAULT_NAMESPACE)
-        self.on_lifecycle: LifecycleCallback | None = on_lifecycle
         self._keys = Keys(self.namespace)
         self._ttl: TimeToLive = check_ttl(option("ttl", ttl, None))
         self._limit: int = option("max_event_bytes", max_event_bytes, 16 * 2**20)
         self._share: bool = option("share_events", share_events, False)
-        self._accept_stale: bool = option("accept_stale", accept_stale, False)
         self._cache = SessionCache(option("cache_bytes", cache_bytes, 64 * 2**20))
         self._stores = LoopStores(address.url)
         self._stored = StoredSessions(self._stores, self._keys)
         self._ephemeral: Ephemeral = option("ephemeral", ephemeral, False)
+        self._writer = SessionWriter(
+            self._stored,
+            self._cache,
+            limit=self._limit,
+            accept_stale=option("accept_stale", accept_stale, False),
+        )
         own = None if host is not None else option("name", name, None)
         self._host = ServiceHost(
             host, own, self.namespace, self._stores, self._end_resource, self._still_used
         )
+        self.on_lifecycle = on_lifecycle
 
     async def close(self) -> None:
         """Closes the connections and stops an embedded server that this service started.
@@ -147,6 +142,15 @@ class RedisSessionService(BaseSessionService):
     def host(self) -> Host | None:
         """The host that looks after the sessions, if one does."""
         return self._host.host
+
+    @property
+    def on_lifecycle(self) -> LifecycleCallback | None:
+        """Called when a session is created, opened or gone; see the class."""
+        return self._host.on_lifecycle
+
+    @on_lifecycle.setter
+    def on_lifecycle(self, callback: LifecycleCallback | None) -> None:
+        self._host.on_lifecycle = callback
 
     async def __aenter__(self) -> Self:
         await self._stores.open()
@@ -218,7 +222,7 @@ class RedisSessionService(BaseSessionService):
         session._storage_update_marker = marker_of(incarnation, START)
         with self._cache.lock:
             self._cache.put(keys.session, CachedSession(incarnation))
-        self._lifecycle("created", _identity(session))
+        self._host.tell("created", _identity(session))
         return session
 
     async def get_session(
@@ -261,7 +265,7 @@ class RedisSessionService(BaseSessionService):
                 self._cache.drop(keys.session)
             if known is not None or self._host.knows((app_name, user_id, session_id)):
                 # It expired, was archived, or was deleted elsewhere: here is where it is noticed.
-                self._lifecycle("cleaned_up", (app_name, user_id, session_id), _GONE)
+                self._host.tell("cleaned_up", (app_name, user_id, session_id), _GONE)
             return None
         with self._cache.lock:
             if fresh := known is None or not opened.follows:
@@ -286,7 +290,7 @@ class RedisSessionService(BaseSessionService):
         )
         session.events = events
         session._storage_update_marker = marker_of(opened.incarnation, opened.last)
-        self._lifecycle("reused", _identity(session))
+        self._host.tell("reused", _identity(session))
         return session
 
     async def list_sessions(
@@ -334,7 +338,7 @@ class RedisSessionService(BaseSessionService):
         with self._cache.lock:
             self._cache.drop(keys.session)
         if deleted:
-            self._lifecycle("cleaned_up", (app_name, user_id, session_id))
+            self._host.tell("cleaned_up", (app_name, user_id, session_id))
 
     def forget_session(self, app_name: str, user_id: str, session_id: str) -> None:
         """Drops what this process remembers of a session. The conversation stays in Redis."""
@@ -377,48 +381,15 @@ class RedisSessionService(BaseSessionService):
         """
         if event.partial:
             return event
-        doing = f"append_event to session/{session.id}"
         keys = self._session_keys(session.app_name, session.user_id, session.id)
-        ttl = self._ttl_ms(session.app_name)
         async with self._stores.of_this_loop().lock(keys.session):
-            changes = event.actions.state_delta if event.actions else {}
-            delta = encode_state(changes, where=doing, limit=self._limit)
-            text = encode_event(without_temp(event), where=doing, limit=self._limit)
-            append = Append(
-                freshness(session, self._accept_stale),
-                _bytes(event.id),
-                text,
-                event.timestamp,
-                delta,
+            stored = await self._writer.append(
+                keys, session, event, ttl=self._ttl_ms(session.app_name)
             )
-            answer = await self._stored.append(keys, append, 0, ttl=ttl, doing=doing)
-            while answer.outcome == "known":
-                entry_id = find_equal(text, answer.same, doing)
-                if entry_id is None:
-                    # Other events have its id: all are kept.
-                    differing = len(answer.same)
-                    answer = await self._stored.append(
-                        keys, append, differing, ttl=ttl, doing=doing
-                    )
-                elif follows(session, answer.incarnation, entry_id):
-                    # Stored by an earlier attempt whose answer was lost on the way.
-                    return self._commit(session, event, answer.incarnation, entry_id)
-                else:
-                    return event
-            if answer.outcome == "gone":
-                raise SessionNotFoundError(f"Session {session.id} not found.")
-            if answer.outcome == "stale":
-                raise StaleSessionError(
-                    f"The session {session.id} was changed in storage since it was loaded. Load it "
-                    "again with get_session before appending more events."
-                )
-            with self._cache.lock:
-                known = self._cache.get(keys.session)
-                if known and (known.incarnation, known.last) == (answer.incarnation, answer.before):
-                    known.extend([(answer.entry_id, text)])
-                    self._cache.put(keys.session, known)
+            if stored is None:
+                return event
             self._host.note_use(_identity(session), spacing=APPEND_SPACING)
-            return self._commit(session, event, answer.incarnation, answer.entry_id)
+            return self._commit(session, event, *stored)
 
     def _commit(self, session: Session, event: Event, incarnation: bytes, entry_id: bytes) -> Event:
         """Does to the caller's session what was done to the stored one."""
@@ -446,20 +417,6 @@ class RedisSessionService(BaseSessionService):
         """Sessions of this process are in use, whether or not anything is appended to them."""
         keys = [self._session_keys(*identity) for identity in identities]
         await self._stored.touch(keys, doing="noting sessions that are in use")
-
-    def _lifecycle(self, kind: str, identity: Identity, reason: str = "") -> None:
-        if kind == "cleaned_up":
-            self._host.gone(identity, reason)
-        else:
-            self._host.note_use(identity)
-        if self.on_lifecycle is None:
-            return
-        app, user, session = identity
-        try:
-            self.on_lifecycle(kind, f"session/{session}", {"app": app, "user": user})
-        except Exception:
-            # The conversation must not suffer from whoever keeps the books.
-            logger.exception("on_lifecycle failed for %s of session/%s", kind, session)
 
 
 def _identity(session: Session) -> Identity:
