@@ -8,7 +8,6 @@ loop. When it cannot be started the conversation goes on without, and it is trie
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 
@@ -29,8 +28,6 @@ from store.connection import Unavailable
 from store.errors import ReconcilerError
 
 log = get_logger("adapters.adk.sessions")
-
-logger = logging.getLogger(__name__)
 
 LifecycleCallback = Callable[[str, str, dict[str, str]], None]
 """Called with type (`created`, `reused`, `cleaned_up`), ref (`session/<id>`) and `{"app", "user"}`."""
@@ -130,7 +127,7 @@ class ServiceHost:
             self.on_lifecycle(kind, f"session/{session}", {"app": app, "user": user})
         except Exception:
             # The conversation must not suffer from whoever keeps the books.
-            logger.exception("on_lifecycle failed for %s of session/%s", kind, session)
+            log.exception(f"on_lifecycle failed for {kind} of session/{session}")
 
     def note_use(self, identity: Identity, *, spacing: float = 0.0) -> None:
         """A session was created, opened or appended to."""

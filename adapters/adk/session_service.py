@@ -10,7 +10,6 @@ database service: here the marker is `incarnation/entry id of the last event`.
 from __future__ import annotations
 
 import secrets
-from types import TracebackType
 from typing import Any, Self
 
 from google.adk.errors.already_exists_error import AlreadyExistsError
@@ -29,21 +28,12 @@ from adapters.adk.loop_stores import LoopStores
 from adapters.adk.service_host import APPEND_SPACING, LifecycleCallback, ServiceHost
 from adapters.adk.session_cache import START, CachedSession, Position, SessionCache, number_of
 from adapters.adk.session_codec import encode_state, merged_state, shared_state
-from adapters.adk.session_options import (
-    Ephemeral,
-    TimeToLive,
-    check_ttl,
-    is_ephemeral,
-    parse_address,
-    ttl_ms,
-)
+from adapters.adk.session_options import Ephemeral, Options, TimeToLive
 from adapters.adk.session_writer import SessionWriter, marker_of
 from adapters.adk.stored_sessions import StoredSessions
 from adapters.host import Host
 from store.connection import shown
-from store.errors import BadAddress
 from store.keys import Keys, SessionKeys
-from store.namespace import DEFAULT_NAMESPACE
 
 _GONE = "its conversation is gone: it expired, or was deleted or archived elsewhere"
 
@@ -100,31 +90,26 @@ class RedisSessionService(BaseSessionService):
         agents_dir: str | None = None,
     ) -> None:
         del agents_dir
-        given = url if url is not None else uri
-        if given is None or (url is not None and uri is not None):
-            raise BadAddress("RedisSessionService needs one address: give url, or uri")
-        address = parse_address(given)
-
-        def option(name: str, argument: Any, default: Any) -> Any:
-            return argument if argument is not None else address.options.get(name, default)
-
-        self.url = shown(address.url)
-        self.namespace: str = option("namespace", namespace, DEFAULT_NAMESPACE)
-        self._keys = Keys(self.namespace)
-        self._ttl: TimeToLive = check_ttl(option("ttl", ttl, None))
-        self._limit: int = option("max_event_bytes", max_event_bytes, 16 * 2**20)
-        self._share: bool = option("share_events", share_events, False)
-        self._cache = SessionCache(option("cache_bytes", cache_bytes, 64 * 2**20))
-        self._stores = LoopStores(address.url)
-        self._stored = StoredSessions(self._stores, self._keys)
-        self._ephemeral: Ephemeral = option("ephemeral", ephemeral, False)
-        self._writer = SessionWriter(
-            self._stored,
-            self._cache,
-            limit=self._limit,
-            accept_stale=option("accept_stale", accept_stale, False),
+        self._options = options = Options.read(
+            url,
+            uri,
+            namespace=namespace,
+            cache_bytes=cache_bytes,
+            share_events=share_events,
+            accept_stale=accept_stale,
+            ttl=ttl,
+            max_event_bytes=max_event_bytes,
+            name=name,
+            ephemeral=ephemeral,
         )
-        own = None if host is not None else option("name", name, None)
+        self.url = shown(options.url)
+        self.namespace = options.namespace
+        self._keys = Keys(self.namespace)
+        self._cache = SessionCache(options.cache_bytes)
+        self._stores = LoopStores(options.url)
+        self._stored = StoredSessions(self._stores, self._keys)
+        self._writer = SessionWriter(self._stored, self._cache, options)
+        own = None if host is not None else options.name
         self._host = ServiceHost(
             host, own, self.namespace, self._stores, self._end_resource, self._still_used
         )
@@ -156,12 +141,7 @@ class RedisSessionService(BaseSessionService):
         await self._stores.open()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
     # --- sessions -------------------------------------------------------------------------------
@@ -193,7 +173,7 @@ class RedisSessionService(BaseSessionService):
         """
         session_id = (session_id.strip() if session_id else "") or platform_uuid.new_uuid()
         doing = f"create_session of session/{session_id}"
-        delta = encode_state(state or {}, where=doing, limit=self._limit)
+        delta = encode_state(state or {}, where=doing, limit=self._options.max_event_bytes)
         await self._host.ready((app_name, user_id, session_id))
         keys = self._session_keys(app_name, user_id, session_id)
         # Not from ADK's provider, which a test or a replay may make repeat itself.
@@ -205,8 +185,8 @@ class RedisSessionService(BaseSessionService):
             (_bytes(user_id), _bytes(session_id)),
             now,
             delta,
-            ttl=self._ttl_ms(app_name),
-            ephemeral=is_ephemeral(self._ephemeral, app_name),
+            ttl=self._options.ttl_ms(app_name),
+            ephemeral=self._options.is_ephemeral(app_name),
             doing=doing,
         )
         if shared is None:
@@ -258,7 +238,7 @@ class RedisSessionService(BaseSessionService):
             known = self._cache.get(keys.session)
             position = known.position if known else Position()
         opened = await self._stored.open(
-            keys, position, wanted, after, ttl=self._ttl_ms(app_name), doing=doing
+            keys, position, wanted, after, ttl=self._options.ttl_ms(app_name), doing=doing
         )
         if opened is None:
             with self._cache.lock:
@@ -279,7 +259,8 @@ class RedisSessionService(BaseSessionService):
                 after,
                 where=f"session/{session_id}",
                 # Nobody else has what is not in the cache and never was.
-                share=self._share or (fresh and self._cache.get(keys.session) is not known),
+                share=self._options.share_events
+                or (fresh and self._cache.get(keys.session) is not known),
             )
         session = Session(
             app_name=app_name,
@@ -383,9 +364,7 @@ class RedisSessionService(BaseSessionService):
             return event
         keys = self._session_keys(session.app_name, session.user_id, session.id)
         async with self._stores.of_this_loop().lock(keys.session):
-            stored = await self._writer.append(
-                keys, session, event, ttl=self._ttl_ms(session.app_name)
-            )
+            stored = await self._writer.append(keys, session, event)
             if stored is None:
                 return event
             self._host.note_use(_identity(session), spacing=APPEND_SPACING)
@@ -402,13 +381,10 @@ class RedisSessionService(BaseSessionService):
     def _session_keys(self, app: str, user: str, session: str) -> SessionKeys:
         return self._keys.app_sessions(app).session(user, session)
 
-    def _ttl_ms(self, app: str) -> int:
-        return ttl_ms(self._ttl, self._ephemeral, app)
-
     async def _end_resource(self, identity: Identity) -> None:
         """The teardown of a session: the conversation stays, unless the app is ephemeral."""
         app, user, session = identity
-        if is_ephemeral(self._ephemeral, app):
+        if self._options.is_ephemeral(app):
             await self.delete_session(app_name=app, user_id=user, session_id=session)
         else:
             self.forget_session(*identity)

@@ -18,6 +18,7 @@ from google.adk.sessions.state import State
 
 from adapters.adk.session_cache import Entry, SessionCache, number_of
 from adapters.adk.session_codec import decode_event, encode_event, encode_state
+from adapters.adk.session_options import Options
 from adapters.adk.stored_sessions import Append, StoredSessions
 from store.keys import SessionKeys
 
@@ -28,20 +29,16 @@ class SessionWriter:
     Args:
         stored: the sessions in Redis.
         cache: what this process has seen of them; it is brought along.
-        limit: the most bytes that an event, or its change of state, may take as JSON.
-        accept_stale: an append through a copy that lacks events goes through.
+        options: of the service.
     """
 
-    def __init__(
-        self, stored: StoredSessions, cache: SessionCache, *, limit: int, accept_stale: bool
-    ) -> None:
+    def __init__(self, stored: StoredSessions, cache: SessionCache, options: Options) -> None:
         self._stored = stored
         self._cache = cache
-        self._limit = limit
-        self._accept_stale = accept_stale
+        self._options = options
 
     async def append(
-        self, keys: SessionKeys, session: Session, event: Event, *, ttl: int
+        self, keys: SessionKeys, session: Session, event: Event
     ) -> tuple[bytes, bytes] | None:
         """Appends an event to the stored session; the copy and the event are left as they are.
 
@@ -49,7 +46,6 @@ class SessionWriter:
             keys: of the session.
             session: the writer's copy; nobody else appends through it meanwhile.
             event: to append.
-            ttl: time to live of the session, ms; 0 is for ever.
 
         Returns:
             Incarnation and entry id, for the copy to follow; None when the event was stored long ago,
@@ -60,10 +56,11 @@ class SessionWriter:
                 `RedisSessionService.append_event`.
         """
         doing = f"append_event to session/{session.id}"
+        ttl, limit = self._options.ttl_ms(session.app_name), self._options.max_event_bytes
         changes = event.actions.state_delta if event.actions else {}
-        delta = encode_state(changes, where=doing, limit=self._limit)
-        text = encode_event(without_temp(event), where=doing, limit=self._limit)
-        fresh = freshness(session, self._accept_stale)
+        delta = encode_state(changes, where=doing, limit=limit)
+        text = encode_event(without_temp(event), where=doing, limit=limit)
+        fresh = freshness(session, self._options.accept_stale)
         event_id = event.id.encode("utf-8", "surrogatepass")
         append = Append(fresh, event_id, text, event.timestamp, delta)
         answer = await self._stored.append(keys, append, 0, ttl=ttl, doing=doing)

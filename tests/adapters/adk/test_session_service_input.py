@@ -210,8 +210,13 @@ class TestAddress:
             agents_dir="ignored",
         )
         assert service.url == "redis://h:1/0?protocol=2"
-        assert (service.namespace, service._ttl, service._limit) == ("n", 5.0, 9)
-        assert (service._share, service._accept_stale, service._cache._limit) == (True, True, 8)
+        options = service._options
+        assert (service.namespace, options.ttl, options.max_event_bytes) == ("n", 5.0, 9)
+        assert (options.share_events, options.accept_stale, service._cache._limit) == (
+            True,
+            True,
+            8,
+        )
 
     async def test_adks_service_registry(self, redis_url: str, namespace: str) -> None:
         """ADK's registry makes the service from a services.yaml entry and a URI."""
