@@ -101,10 +101,14 @@ class Executor:
             raise Refusal(f"busy: it is acquired by {entry.holders}")
         if entry.registry is not None and not self._host.holds(entry):
             raise Refusal("gone: its registry does not hold it, or holds another object")
-        if user := self._host.user_of(order.ref):
+        for other, seq in order.circle.items():
+            member = self._host.entries.get(other)
+            if member is not None and (member.holders or member.seq != seq):
+                raise Refusal(f"busy: {other} is in a circle with it, and was used since")
+        if user := self._host.user_of(order.ref, besides=order.circle):
             raise Refusal(f"busy: {user} uses it")
         for other in order.after:
-            if other in self._host.entries:
+            if other in self._host.entries and other not in order.circle:
                 raise Refusal(f"busy: {other} has to go first, and is still alive")
         entry.terminating = order.id
         return entry

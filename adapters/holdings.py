@@ -10,7 +10,7 @@ it" costs one look when an order is checked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, TypeVar
 
 from adapters.entry import Entry, Use, current_order
@@ -387,9 +387,10 @@ class Holdings:
         assert entry.registry is not None
         return entry.key in entry.registry and dict.get(entry.registry, entry.key) is entry.obj
 
-    def user_of(self, ref: str) -> str | None:
-        """Something alive that uses `ref`, if there is anything."""
-        return next((user for user in self._users.get(ref, ()) if user != ref), None)
+    def user_of(self, ref: str, *, besides: Container[str] = ()) -> str | None:
+        """Something alive that uses `ref`, if there is anything, itself and some others aside."""
+        users = self._users.get(ref, ())
+        return next((user for user in users if user != ref and user not in besides), None)
 
     def untracked(self, ref: str) -> Entry | None:
         """What a registry holds under `ref` and the log never heard of; None if none does."""

@@ -31,11 +31,12 @@ from adapters.registry import Index, ObservedDict, Registry, Teardown, observabl
 from adapters.sender import AWAY, CANNOT_SEND, RETRY_FIRST, OutboxOptions, Sender
 from adapters.spill import SPILL_LIMIT
 from adapters.stocktaking import EVERYTHING, LOOKS, findings, inventory, take_stock
-from store.connection import Store, check_cancelled, connect, end_tasks
+from store.connection import Store, connect
 from store.durability import Durability
 from store.log import EventLog
 from store.messages import Inventory, Order, RegistryCount, Summary
 from store.namespace import DEFAULT_NAMESPACE
+from store.tasks import check_cancelled, end_tasks
 
 log = get_logger("adapters.host")
 

@@ -20,7 +20,6 @@ from reconciler.moment import span
 from reconciler.policy import Policy
 from store.archive import Archive
 from store.channel import WorkerChannel
-from store.connection import Unavailable
 from store.conversation_archive import archive_conversation
 from store.conversations import (
     Note,
@@ -38,6 +37,7 @@ from store.errors import ArchiveError, Fenced, SequenceGap
 from store.event import EventRow, Scalar
 from store.lease import Lease
 from store.namespace import Namespace
+from store.refusals import Unavailable
 from store.retention import OFF, read_retention
 
 log = structlog.get_logger("reconciler.retention")

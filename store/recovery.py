@@ -13,11 +13,12 @@ from typing import Any
 import msgspec
 from redis.exceptions import RedisError
 
-from store.connection import Store, Unavailable
+from store.connection import Store
 from store.errors import MalformedEntry, PolicyError, RedisUnavailable, TooLarge
 from store.keys import Keys
 from store.messages import SESSION_RETENTION
 from store.namespace import DEFAULT_NAMESPACE
+from store.refusals import Unavailable
 
 RETENTION = SESSION_RETENTION
 """Seconds that a record is kept after it was saved, unless told otherwise."""

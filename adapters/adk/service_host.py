@@ -24,8 +24,8 @@ from adapters.adk.sessions_in_use import SessionsInUse, StillUsed
 from adapters.entry import current_order
 from adapters.host import Host
 from adapters.logs import get_logger
-from store.connection import Unavailable
 from store.errors import ReconcilerError
+from store.refusals import Unavailable
 
 log = get_logger("adapters.adk.sessions")
 
