@@ -16,6 +16,7 @@ import re
 import zlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 from store.archive import Archive
 from store.conversations import Conversation
@@ -101,8 +102,11 @@ def _one_line(text: bytes) -> bytes:
     return text.replace(b"\n", b" ")
 
 
-def read_archived(data: bytes) -> tuple[dict[str, object], list[dict[str, object]]]:
+def read_archived(data: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A conversation from its file: what the first line says, and its events as they are in the lines.
+
+    The first has `app`, `user`, `id`, `incarnation`, `updated_at` (seconds since 1970), `used`, `events`
+    (how many) and `state`; each of the others `id`, `t` and `e`.
 
     Raises:
         ArchiveError: it is not such a file, or some of it is missing.
@@ -112,6 +116,9 @@ def read_archived(data: bytes) -> tuple[dict[str, object], list[dict[str, object
         about = json.loads(head)
         events = [json.loads(line) for line in lines]
         missing = about["events"] - len(events)
+        lacking = {"app", "user", "id", "state", "updated_at"} - set(about)
+        if lacking or not all("e" in event for event in events):
+            raise ValueError(f"its lines lack {', '.join(lacking) or 'events'}")
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
         raise ArchiveError(f"it is not an archived conversation, or is damaged: {error}") from None
     if missing:

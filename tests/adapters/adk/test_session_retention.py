@@ -19,7 +19,7 @@ from google.adk.events.event import Event
 
 import reconciler.session_retention as module
 from adapters import Host
-from adapters.adk import RedisSessionService
+from adapters.adk import RedisSessionService, restore_session
 from adapters.adk.sessions_in_use import SessionsInUse
 from reconciler import Policy, find_drift
 from reconciler.fleet import fold_log
@@ -466,6 +466,30 @@ class TestOldAndEphemeral:
         ]
         assert await place.keys() == {"keeper"}
 
+    async def test_brought_back(self, place: Place, make_service: MakeService) -> None:
+        """An archived conversation can be restored, with its history and its own state; shared state is
+        as it is now, and a session that is there is left alone."""
+        service = make_service()
+        session = await service.create_session(**NAME, state={"first": 1, "user:x": "old"})
+        for number in range(5):
+            change = {"n": number, "user:x": f"old {number}"}
+            await service.append_event(session, said(str(number), state=change))
+        await place.age()
+        await (await place.keeper()).look()
+        other = await service.create_session(
+            **(NAME | {"session_id": "t"}), state={"user:x": "new"}
+        )
+        assert other.state == {"user:x": "new"}
+        data = place.files()[0].read_bytes()
+        for attempt in range(2):
+            back = await restore_session(make_service(), data)
+            assert back.state == {"first": 1, "n": 4, "user:x": "new"}, attempt
+        got = await service.get_session(**NAME)
+        assert texts(got) == ["0", "1", "2", "3", "4"]
+        assert got is not None
+        assert [event.id for event in got.events] == [event.id for event in session.events]
+        await service.append_event(got, said("goes on"))
+
     async def test_the_file_is_what_zcat_says(
         self, place: Place, make_service: MakeService
     ) -> None:
@@ -480,6 +504,10 @@ class TestOldAndEphemeral:
             read_archived(gzip.compress(b"".join(lines[:-1])))
         with pytest.raises(ArchiveError, match="is damaged"):
             read_archived(data[:-20])
+        with pytest.raises(ArchiveError, match="is not an archived conversation"):
+            read_archived(gzip.compress(b'{"events": 0}\n'))
+        with pytest.raises(ArchiveError, match="is not an archived conversation"):
+            read_archived(b"something else")
 
 
 async def test_a_service_without_a_worker_needs_none(

@@ -6,6 +6,7 @@ See also the differential test.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 import copy
 from typing import Any
 
@@ -116,6 +117,40 @@ class TestReading:
         assert calls_after - calls == 1
         # Most of these bytes are the answer to the second look.
         assert sent_after - sent < 40_000
+
+    async def test_what_is_not_wanted_is_not_read(
+        self, service: RedisSessionService, make_service: MakeService, redis_url: str
+    ) -> None:
+        """Of a session of 2 MB, a limited read and a list move little; by bytes that Redis sends."""
+        session = await service.create_session(**NAME)
+        for number in range(500):
+            await service.append_event(session, said("x" * 4000, timestamp=float(number)))
+
+        async def listed(reader: RedisSessionService) -> None:
+            assert len((await reader.list_sessions(app_name="app")).sessions) == 1
+
+        async def read(reader: RedisSessionService, **limits: Any) -> None:
+            got = await reader.get_session(**NAME, config=GetSessionConfig(**limits))
+            assert got is not None
+            assert 0 < len(got.events) + (limits == {"num_recent_events": 0}) < 500 or not limits
+
+        async with connect(redis_url) as store:
+            count = CountedCommands(store)
+            await count.look()
+
+            async def sent(look: Callable[[RedisSessionService], Awaitable[None]]) -> int:
+                reader = make_service()
+                async with reader:
+                    _, before = await count.look()
+                    await look(reader)
+                    return (await count.look())[1] - before
+
+            whole = await sent(read)
+            assert whole > 2_000_000
+            assert await sent(lambda r: read(r, num_recent_events=0)) < whole / 50
+            assert await sent(lambda r: read(r, num_recent_events=3)) < whole / 50
+            assert await sent(lambda r: read(r, after_timestamp=497.0)) < whole / 5
+            assert await sent(listed) < whole / 50
 
     async def test_an_unreadable_event_is_named(
         self, service: RedisSessionService, namespace: str, redis_url: str
