@@ -6,8 +6,8 @@ See also the differential test.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 import copy
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
