@@ -138,6 +138,10 @@ class ServiceHost:
         LiveSessions.of(host).note_use(identity, self._ending, spacing=spacing)
         self._in_use.watch(host)
 
+    def watch(self, host: Host) -> None:
+        """Sessions that this host has in use are noted as used; to be called in its loop."""
+        self._in_use.watch(host)
+
     def knows(self, identity: Identity) -> bool:
         """The host has this session as a resource, and has it from here."""
         if self.host is None:

@@ -321,6 +321,13 @@ class RedisSessionService(BaseSessionService):
         if deleted:
             self._host.tell("cleaned_up", (app_name, user_id, session_id))
 
+    def note_uses_of(self, host: Host) -> None:
+        """From now on sessions that this host has in use are noted as used, so that none of them is ended.
+
+        `AdkRuntime` and `LifecyclePlugin` call it; whoever marks sessions as in use by other means may.
+        """
+        self._host.watch(host)
+
     def forget_session(self, app_name: str, user_id: str, session_id: str) -> None:
         """Drops what this process remembers of a session. The conversation stays in Redis."""
         keys = self._session_keys(app_name, user_id, session_id.strip())

@@ -26,10 +26,10 @@ EVERY_SECONDS = SHORTEST_RETENTION / 3
 
 
 class SessionsInUse:
-    """Looks at a host from time to time, while it has sessions.
+    """Looks at hosts from time to time, while they have sessions.
 
     Args:
-        stores: the connections of the session service; it ends with the one it uses.
+        stores: the connections of the session service; looking ends with them.
         still_used: told what is in use.
         every: seconds between looks.
     """
@@ -40,18 +40,23 @@ class SessionsInUse:
         self._stores = stores
         self._still_used = still_used
         self._every = every
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: dict[Host, asyncio.Task[None]] = {}
 
     def watch(self, host: Host) -> None:
         """Looks at this host, in its loop, until it has no sessions any more."""
-        if self._task is not None and not self._task.done():
+        before = self._tasks.get(host)
+        if before is not None and not before.done():
             return
-        self._task = asyncio.get_running_loop().create_task(
-            self._look(host), name="sessions in use"
-        )
+        task = asyncio.get_running_loop().create_task(self._look(host), name="sessions in use")
+        self._tasks[host] = task
+        task.add_done_callback(lambda done: self._forget(host, done))
         endings = self._stores.of_this_loop().endings
         if self.stop not in endings:
             endings.append(self.stop)
+
+    def _forget(self, host: Host, done: asyncio.Task[None]) -> None:
+        if self._tasks.get(host) is done:
+            del self._tasks[host]
 
     async def _look(self, host: Host) -> None:
         while True:
@@ -70,11 +75,11 @@ class SessionsInUse:
 
     async def stop(self) -> None:
         """Looks no more."""
-        task, self._task = self._task, None
-        if task is None or task.done():
-            return
-        if task.get_loop() is asyncio.get_running_loop():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        elif task.get_loop().is_running():
-            task.get_loop().call_soon_threadsafe(task.cancel)
+        for task in list(self._tasks.values()):
+            loop = task.get_loop()
+            if loop is asyncio.get_running_loop():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            elif loop.is_running():
+                loop.call_soon_threadsafe(task.cancel)
+        self._tasks.clear()

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.adk.agents import LlmAgent
+from google.adk.apps import App
 from google.adk.errors.session_not_found_error import SessionNotFoundError
 from google.adk.events.event import Event
+from google.adk.runners import Runner
 
 import reconciler.session_retention as module
 from adapters import Host
-from adapters.adk import RedisSessionService, restore_session
+from adapters.adk import AdkRuntime, LifecyclePlugin, RedisSessionService, restore_session
 from adapters.adk.sessions_in_use import SessionsInUse
 from reconciler import Policy, find_drift
 from reconciler.fleet import fold_log
@@ -35,6 +38,7 @@ from store.namespace import Namespace, open_namespace
 from store.retention import Retention, write_retention
 from store.verify import verify_log
 from tests.adapters.adk.sessions import NAME, MakeService, filled, said, texts
+from tests.adapters.adk.talk import Listener, Workshop, message
 from tests.support import entries_of, eventually
 
 DAY_MS = 86400_000
@@ -346,16 +350,54 @@ class TestNobodyElse:
         service._host._in_use = SessionsInUse(service._stores, service._still_used, every=0.02)
         await filled(service, 1)
         async with host.acquire("session/s"):
-            await place.age()
-            used = Keys(place.space.name).app_sessions("app").used
-
-            async def noted() -> bool:
-                at = await place.store.redis.zscore(used, "user/s")
-                return bool(at > await place.store.now_ms() - 60_000)
-
-            await eventually(noted)
-            await (await place.keeper()).look()
+            await self.is_noted(place)
         assert await make_service().get_session(**NAME) is not None
+
+    async def is_noted(self, place: Place) -> None:
+        """A use is noted of the session, though nothing happens to it; a worker leaves it alone."""
+        await place.age()
+        used = Keys(place.space.name).app_sessions("app").used
+
+        async def noted() -> bool:
+            at = await place.store.redis.zscore(used, "user/s")
+            return bool(at > await place.store.now_ms() - 60_000)
+
+        await eventually(noted)
+        await (await place.keeper()).look()
+
+    async def test_the_same_in_the_runtime_and_with_the_plugin(
+        self, place: Place, make_service: MakeService, host: Host
+    ) -> None:
+        """A service that has no host of its own hears from theirs: an open chat, a run that is on."""
+        service = make_service()
+        service._host._in_use = SessionsInUse(service._stores, service._still_used, every=0.02)
+        async with (
+            AdkRuntime(host, service, Workshop(), app_name="app") as runtime,
+            runtime.chat("s", "user", {"name": "cook"}),
+        ):
+            await self.is_noted(place)
+        model = Listener()
+        app = App(
+            name="app",
+            root_agent=LlmAgent(name="a", model=model),
+            plugins=[LifecyclePlugin(host)],
+        )
+        async with Runner(app=app, session_service=service) as runner:
+
+            async def run() -> int:
+                answers = runner.run_async(
+                    user_id="user", session_id="s", new_message=message("wait")
+                )
+                return len([event async for event in answers])
+
+            running = asyncio.create_task(run())
+            await model.waiting.wait()
+            await self.is_noted(place)
+            model.gate.set()
+            assert await running == 1
+        assert service._host._in_use._tasks
+        await service.close()
+        assert not service._host._in_use._tasks
 
 
 class TestTheLog:
