@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,11 @@ from google.adk.sessions import BaseSessionService, InMemorySessionService
 
 from adapters import Host
 from adapters.adk import AdkRuntime, RedisSessionService
+from store import Store
 from store.embedded import EmbeddedServer
+from store.namespace import open_namespace
+from store.retention import Retention, write_retention
+from tests.adapters.adk.keeping import Place
 from tests.adapters.adk.talk import Workshop
 
 _numbers = itertools.count(1)
@@ -105,3 +110,10 @@ async def make_runtime(
 @pytest.fixture
 def runtime(make_runtime: Callable[..., AdkRuntime]) -> AdkRuntime:
     return make_runtime()
+
+
+@pytest.fixture
+async def place(store: Store, namespace: str, tmp_path: Path) -> Place:
+    space = await open_namespace(store, namespace, 1)
+    await write_retention(space, Retention(str(tmp_path / "archive")))
+    return Place(space, tmp_path / "archive")
