@@ -64,11 +64,21 @@ class SessionRetention:
     ) -> None:
         self._namespace = namespace
         self._channels = channels
+        self._looking = asyncio.Lock()
         seconds = policy.session_retention
         self._retention_ms = None if seconds is None else round(seconds * 1000)
 
     async def look(self) -> None:
-        """Goes through the apps whose conversations are this worker's to look after."""
+        """Goes through the apps whose conversations are this worker's to look after.
+
+        Nothing happens while an earlier call is still at it.
+        """
+        if self._looking.locked():
+            return
+        async with self._looking:
+            await self._look()
+
+    async def _look(self) -> None:
         try:
             for app in await known_apps(self._namespace):
                 channel = self._channels().get(partition_of_app(self._namespace, app))
@@ -108,6 +118,8 @@ class SessionRetention:
             if ended:
                 await self._tell(app, channel, ended)
             for member in due:
+                if self._channels().get(channel.lease.partition) is not channel:
+                    raise Fenced(f"partition {channel.lease.partition} was given up meanwhile")
                 gone = await self._end(app, member, channel.lease, archive)
                 staying += not gone
             if not due and len(ended) < _AT_ONCE:

@@ -82,7 +82,13 @@ async def run_worker(
         keeping = reconciler.housekeeping
         schedule.add_job(keeping.snapshots, "interval", seconds=SNAPSHOT_CHECK_SECONDS)
         schedule.add_job(keeping.archive, "interval", seconds=archive_seconds)
-        schedule.add_job(reconciler.retention.look, "interval", seconds=RETENTION_CHECK_SECONDS)
+        # Archiving may take longer than that; the next call then finds it at work.
+        schedule.add_job(
+            reconciler.retention.look,
+            "interval",
+            seconds=RETENTION_CHECK_SECONDS,
+            max_instances=2,
+        )
         schedule.start()
         log.info(
             "worker started",
