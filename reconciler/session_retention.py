@@ -36,14 +36,13 @@ from store.conversations import (
 from store.errors import ArchiveError, Fenced, SequenceGap
 from store.event import EventRow, Scalar
 from store.lease import Lease
+from store.messages import NO_PROCESS
 from store.namespace import Namespace
 from store.refusals import Unavailable
 from store.retention import OFF, read_retention
 
 log = structlog.get_logger("reconciler.retention")
 
-HOLDER = "conversations"
-"""In the log, the holder of what no process holds: the fold knows no such process, and passes over it."""
 _AT_ONCE = 100
 
 
@@ -165,7 +164,14 @@ class SessionRetention:
             attrs["archived"] = note.archived
         ref = conversation_ref(self._namespace.keys.app_sessions(app), note.member)
         return EventRow(
-            "cleaned_up", ref, "", 0, time.time(), HOLDER, reason=self._reason(note), attrs=attrs
+            "cleaned_up",
+            ref,
+            "",
+            0,
+            time.time(),
+            NO_PROCESS,
+            reason=self._reason(note),
+            attrs=attrs,
         )
 
     def _reason(self, note: Note) -> str:

@@ -81,6 +81,10 @@ def test_a_worker_is_killed_while_it_archives(
         about, lines = read_archived(Path(event["attrs"]["archived"]).read_bytes())
         assert event["ref"] == f"conversation/{about['app']}/{about['user']}/{about['id']}"
         assert len(lines) == 1
+    explained = cli.run("explain", events[0]["ref"])
+    assert explained.returncode == 0
+    assert "deleted as data" in explained.stdout
+    assert "retention: not used for 30 d; archived" in explained.stdout
     assert cli.run("verify").returncode == 0
     assert not [one for one in cli.json("doctor")["findings"] if one["check"] == "conversations"]
     assert cli.json("status")["processes"] == []
