@@ -25,6 +25,8 @@ SKEW_EVENTS = 3
 OUTBOX_DEEP = 10_000
 """A host sends thousands of events a second; this many waiting means that it does not get through."""
 MEMORY_SHARE = 0.9
+OVERDUE_MS = 600_000
+"""Workers look every few seconds; a conversation that is overdue for so long cannot be archived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,9 @@ class Facts:
         outboxes: process -> events waiting at a first and at a second look.
         spilled, dropped: process -> events in its spill file, and lost for want of room.
         archive: where history goes; None nowhere, `off` it is dropped.
+        conversations: kept in Redis.
+        overdue: of these, not used for longer than `session_retention`.
+        overdue_ms: since when the oldest of them is.
     """
 
     now_ms: int
@@ -92,6 +97,9 @@ class Facts:
     spilled: Mapping[str, int] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
     archive: str | None = None
+    conversations: int = 0
+    overdue: int = 0
+    overdue_ms: float = 0.0
 
 
 def diagnose(facts: Facts) -> list[Finding]:
@@ -262,6 +270,31 @@ def _archive(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _conversations(facts: Facts) -> Iterator[Finding]:
+    policy = facts.policy
+    if policy is not None and policy.session_retention is None and facts.conversations:
+        yield Finding(
+            "conversations",
+            f"session_retention is off: {facts.conversations} conversations stay in the memory of "
+            "Redis, and grow in number",
+            "give it a time: `agent-reconciler worker --set session_retention=2592000`",
+        )
+    elif facts.overdue and facts.archive is None:
+        yield Finding(
+            "conversations",
+            f"{facts.overdue} of {facts.conversations} conversations are older than session_retention, "
+            "and stay: the namespace has no archive",
+            "name a place for them: `agent-reconciler archive --to URL`; `--to off` deletes them",
+        )
+    elif facts.overdue_ms > OVERDUE_MS:
+        yield Finding(
+            "conversations",
+            f"{facts.overdue} of {facts.conversations} conversations are older than session_retention, "
+            f"the oldest for {span(facts.overdue_ms)}",
+            "a worker archives them: see its log for why it cannot",
+        )
+
+
 def _alive(facts: Facts) -> dict[str, Mapping[str, Any]]:
     return {
         worker: beat
@@ -285,5 +318,6 @@ CHECKS: Mapping[str, Callable[[Facts], Iterator[Finding]]] = {
     "quarantine": _quarantine,
     "clocks": _clocks,
     "archive": _archive,
+    "conversations": _conversations,
 }
 """What is checked, by name, in the order in which it is told."""

@@ -19,10 +19,11 @@ from reconciler.life import Life, Trial, Worker
 from reconciler.moment import clock, span
 from reconciler.plan import Plan, retry_at
 from reconciler.policy import Policy
+from store.messages import NO_PROCESS
 
 Verdict = Literal[
     "alive", "in_use", "about_to_go", "due", "refused", "failing", "stuck", "ghost",
-    "torn_down", "removed", "lost", "stopped",
+    "torn_down", "removed", "lost", "stopped", "deleted",
 ]  # fmt: skip
 
 SOON_MS = 60_000
@@ -42,6 +43,7 @@ _HEADS: dict[Verdict, str] = {
     "removed": "ended by its service",
     "lost": "lost with its process",
     "stopped": "ended with its process",
+    "deleted": "deleted as data",
 }
 
 
@@ -289,6 +291,13 @@ def _next_try(attempt: Attempt, next_try: int, around: Around) -> str:
 def _ended(life: Life) -> Explanation:
     end = life.ended
     assert end is not None
+    if life.process == NO_PROCESS:
+        by = _worker(Worker.of(end.process), start=False)
+        told = (
+            "It is a conversation: no process held it, and of its life the log tells the end only.",
+            f"The log was told at {clock(end.at_ms)} UTC by {by}: {end.reason}.",
+        )
+        return Explanation(life.ref, life.process, "deleted", told, life)
     said = [
         f"It lived for {span(end.at_ms - life.began.at_ms)}, from {clock(life.began.at_ms)} to "
         f"{clock(end.at_ms)} UTC: {_began(life)}.",

@@ -29,6 +29,7 @@ from reconciler.partitions import Partitions
 from reconciler.plan import Plan
 from reconciler.policy import Policy
 from reconciler.result import Result
+from reconciler.session_retention import SessionRetention
 from reconciler.tail import Tail
 from reconciler.watch import Watches
 from store.connection import BLOCK_MS, Store
@@ -113,6 +114,9 @@ class Reconciler:
         self.tail = Tail(self.log, self.metrics, self._seen, watches.fold_page)
         self.outlook = Outlook(self.namespace, self.tail, watches, self.policy, self.now_ms)
         self.housekeeping = Housekeeping(self.log, self.tail, lambda: self.leases, self.now_ms)
+        self.retention = SessionRetention(
+            self.namespace, lambda: self._acting.channels, self.policy
+        )
         self._inbox = Inbox(self.namespace)
         self._acting = Partitions(
             self.namespace,

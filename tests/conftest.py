@@ -40,7 +40,8 @@ WIDE = (
     "reconciler/web",
     "store/test_cluster.py",
     *(f"e2e/test_{name}.py" for name in ("adk_command_line", "cluster", "doctor", "explain")),
-    *(f"e2e/test_{name}.py" for name in ("history", "lookback", "status", "workers")),
+    *(f"e2e/test_{name}.py" for name in ("history", "lookback", "session_retention")),
+    *(f"e2e/test_{name}.py" for name in ("status", "workers")),
 )
 """What stands around the core: `make test` stays under three minutes, `make wide` runs these."""
 

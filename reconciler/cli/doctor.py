@@ -15,6 +15,7 @@ from reconciler.doctor import CHECKS, Clock, Facts, Finding, diagnose
 from reconciler.fleet import Fleet, read_fleet
 from reconciler.stuck import find_stuck
 from store.connection import Store
+from store.conversations import count_conversations
 from store.inventories import InventoryReader
 from store.log import EventLog
 from store.namespace import Namespace
@@ -55,6 +56,10 @@ async def look_up(store: Store, namespace: Namespace, fleet: Fleet) -> Facts:
     keys = namespace.keys
     recorded = await store.redis.exists(keys.policy)
     partitions, lapsed = await _leases(namespace, fleet.now_ms)
+    retention = fleet.policy.session_retention
+    counted = await count_conversations(
+        namespace, None if retention is None else round(retention * 1000), fleet.now_ms
+    )
     return Facts(
         now_ms=fleet.now_ms,
         policy=fleet.policy if recorded else None,
@@ -71,6 +76,9 @@ async def look_up(store: Store, namespace: Namespace, fleet: Fleet) -> Facts:
         spilled={p: getattr(s, "spilled", 0) for p, s in fleet.summaries.items()},
         dropped={p: getattr(s, "dropped", 0) for p, s in fleet.summaries.items()},
         archive=(await read_retention(namespace)).archive,
+        conversations=counted.kept,
+        overdue=counted.overdue,
+        overdue_ms=counted.oldest_ms,
     )
 
 

@@ -162,6 +162,17 @@ class TestChecks:
         broken = {"Redis": {"aof_enabled": 1, "aof_last_write_status": "err"}}
         assert "append-only file" in self.found(servers=broken)[0]
 
+    def test_conversations(self) -> None:
+        """Conversations that are kept for ever, that no archive takes, or that a worker cannot end."""
+        off, on = Policy(session_retention="off"), Policy()
+        assert self.found(policy=off) == []
+        assert "session_retention is off: 7 conv" in self.found(policy=off, conversations=7)[0]
+        stay = self.found(policy=on, conversations=7, overdue=2, archive=None)
+        assert any("2 of 7 conversations are older" in one for one in stay)
+        assert self.found(policy=on, conversations=7, overdue=2, overdue_ms=20_000) == []
+        late = self.found(policy=on, conversations=7, overdue=2, overdue_ms=3_600_000)
+        assert "2 of 7 conversations are older than session_retention, the oldest for" in late[0]
+
     def test_archive_off(self) -> None:
         """History that is dropped on purpose is told all the same."""
         assert "archive is off" in self.found(archive="off")[0]
