@@ -11,7 +11,6 @@ on the heap, and only when a handler seems lost.
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
 import logging
 import logging.handlers
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from adapters import heap
 from adapters.execution_log import ExecutionLog, SharedLog, declared, execution, execution_log
 from adapters.executor import Refusal, current_order
 from adapters.host import Host
@@ -65,7 +65,7 @@ def holders_of(lost: set[logging.FileHandler]) -> dict[logging.Handler, object]:
     kinds: dict[type, bool] = {}
     found: dict[logging.Handler, object] = {}
     wanted = (logging.Logger, logging.handlers.MemoryHandler, logging.handlers.QueueListener)
-    for thing in gc.get_objects():
+    for thing in heap.objects():
         kind = type(thing)
         if kind not in kinds:
             kinds[kind] = any(one in kind.__mro__ for one in wanted)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from store.connection import BLOCK_MS, Store
@@ -222,18 +223,19 @@ class EventLog:
         if seq == 1:
             return NO_DIGEST
         partition = (await self.namespace()).partition_of(process)
-        async for _, raw in self._backwards(partition):
-            try:
-                row = decode_row(_payload(raw))
-            except MalformedEntry:
-                continue
-            if row.process == process and row.seq == seq - 1:
-                return row.digest
-            if row.process == process and row.seq < seq - 1:
-                break
+        async with aclosing(self._backwards(partition)) as entries:
+            async for _, raw in entries:
+                try:
+                    row = decode_row(_payload(raw))
+                except MalformedEntry:
+                    continue
+                if row.process == process and row.seq == seq - 1:
+                    return row.digest
+                if row.process == process and row.seq < seq - 1:
+                    break
         return NO_DIGEST
 
-    async def _backwards(self, partition: int) -> AsyncIterator[RawEntry]:
+    async def _backwards(self, partition: int) -> AsyncGenerator[RawEntry, None]:
         end = "+"
         while raw := await self._before(partition, end, PAGE):
             for entry in raw:

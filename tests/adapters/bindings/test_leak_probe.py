@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import logging.handlers
 import re
 import subprocess
 import sys
@@ -120,6 +121,40 @@ async def of_a_fixture():
 
 async def test_clean_with_fixture(of_a_fixture):
     assert not of_a_fixture.closed
+
+
+@pytest.fixture
+async def make():
+    made = []
+
+    def one():
+        made.append(aiohttp.ClientSession())
+        return made[-1]
+
+    yield one
+    for session in made[:1]:
+        await session.close()
+
+
+async def test_clean_what_a_fixture_closes_later(make, leak_probe):
+    assert not make().closed
+
+
+async def test_late(make):
+    make(), make()  # The fixture forgets the second.
+
+
+async def test_clean_left_early():
+    async def numbers():
+        for number in range(3):
+            yield number
+
+    async for number in numbers():
+        break  # asyncio ends the generator, in a task.
+
+
+async def test_clean_cancelled():
+    asyncio.create_task(asyncio.sleep(3600)).cancel()
 """
 
 
@@ -140,6 +175,12 @@ class TestFixture:
             capture_output=True, text=True, timeout=100, check=False,
         )  # fmt: skip
         failed = set(re.findall(r"^FAILED \S+::(\w+)", done.stdout, re.MULTILINE))
+        late = re.findall(r"^ERROR \S+::(\w+)", done.stdout, re.MULTILINE)
+        assert late == ["test_late"], done.stdout + done.stderr
+        (told,) = re.findall(r"ERROR at teardown of test_late _+\n+(.*\n(?:  .*\n)+)", done.stdout)
+        assert told.count("\n  ") == 1
+        assert "in one\n" in told
+        failed.update(late)
         said = dict(re.findall(r"_ (test_\w+) _+\n+(the test leaked:\n(?:  .*\n)+)", done.stdout))
         planted = {
             line.split("(")[0].removeprefix("async ").removeprefix("def ")
@@ -158,7 +199,7 @@ class TestFixture:
                     break
                 if line == "":
                     break
-        assert set(said) == planted - clean
+        assert set(said) == planted - clean - set(late)
         assert "table only grows: from 10 to 60 entries" in said["test_map"]
         assert "open file descriptors only grow" in said["test_fds"]
         assert "memory only grows" in said["test_memory"]
@@ -254,6 +295,25 @@ class TestLook:
                 if task is not asyncio.current_task():
                     task.cancel()
             await asyncio.gather(*held, waiting, return_exceptions=True)
+
+    async def test_a_holder_that_was_frozen_is_a_holder(self, tmp_path: Path) -> None:
+        """A service that calls `gc.freeze` once it has started goes on having what it has."""
+        tasks: list[asyncio.Task[None]] = []
+        passing = logging.handlers.MemoryHandler(10)
+        gc.freeze()
+        try:
+            with LeakProbe() as probe:
+                probe.begin()
+                tasks.append(asyncio.create_task(asyncio.sleep(3600)))
+                passing.setTarget(logging.FileHandler(tmp_path / "a.log"))
+                await asyncio.sleep(0)
+                assert probe.look() == []
+                assert passing.target is not None
+                passing.target.close()
+                tasks[0].cancel()
+                tasks.clear()
+        finally:
+            gc.unfreeze()
 
     async def test_the_schedule_looks_by_itself(self, eventually: Eventually) -> None:
         """And what it finds is told in the log of the service, once."""
