@@ -96,6 +96,7 @@ async def test_it_can_be_attached_again(
         await until(lambda: not left(frame), "empty")
 
 
+@pytest.mark.leaks_on_purpose
 async def test_what_leaked_before_is_cured(
     host: Host, reconciling: Reconciling, frame: AdkFrameworkAdapter
 ) -> None:
