@@ -13,12 +13,10 @@ import asyncio
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from adapters.entry import Entry, current_order
 from adapters.logs import get_logger
-from adapters.registry import Registry
 from store.event import Scalar
 from store.messages import Action, Order
 
@@ -26,46 +24,6 @@ if TYPE_CHECKING:
     from adapters.host import Host
 
 log = get_logger("adapters.executor")
-
-current_order: ContextVar[Order | None] = ContextVar("agent_reconciler_order", default=None)
-"""The order that the running code carries out: what it removes was removed because of that."""
-
-
-@dataclass(slots=True)
-class Entry:
-    """One live resource of this process.
-
-    Attributes:
-        ref: `kind/id`.
-        seq: of its last event.
-        registry: that holds it; None where it was only recorded.
-        key: under which.
-        obj: the very object.
-        uses, owned_by: as recorded.
-        in_use: acquired by how many, through the host.
-        held: acquired by how many besides, by the service's own count.
-        mark: of its last use, as its registry's `used` tells it.
-        terminating: the order that is ending it, or empty.
-        heir: the entry of the same object after the service took it out of its registry unclosed.
-    """
-
-    ref: str
-    seq: int
-    registry: Registry | None = None
-    key: Any = None
-    obj: Any = None
-    uses: tuple[str, ...] = ()
-    owned_by: str | None = None
-    in_use: int = 0
-    held: int = 0
-    mark: Any = None
-    terminating: str = ""
-    heir: Entry | None = None
-
-    @property
-    def holders(self) -> int:
-        """Acquired by how many, by whichever count."""
-        return self.in_use + self.held
 
 
 class Refusal(Exception):
@@ -143,10 +101,14 @@ class Executor:
             raise Refusal(f"busy: it is acquired by {entry.holders}")
         if entry.registry is not None and not self._host.holds(entry):
             raise Refusal("gone: its registry does not hold it, or holds another object")
-        if user := self._host.user_of(order.ref):
+        for other, seq in order.circle.items():
+            member = self._host.entries.get(other)
+            if member is not None and (member.holders or member.seq != seq):
+                raise Refusal(f"busy: {other} is in a circle with it, and was used since")
+        if user := self._host.user_of(order.ref, besides=order.circle):
             raise Refusal(f"busy: {user} uses it")
         for other in order.after:
-            if other in self._host.entries:
+            if other in self._host.entries and other not in order.circle:
                 raise Refusal(f"busy: {other} has to go first, and is still alive")
         entry.terminating = order.id
         return entry

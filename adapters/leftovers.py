@@ -16,10 +16,11 @@ from adapters.logs import get_logger
 from adapters.outbox import Outbox
 from adapters.spill import NotASpillFile, SpillFile, spill_files
 from store.channel import HostChannel
-from store.connection import Unavailable, check_cancelled
 from store.errors import Fenced, ReconcilerError
 from store.event import decode_row
 from store.log import EventLog
+from store.refusals import Unavailable
+from store.tasks import check_cancelled
 
 log = get_logger("adapters.leftovers")
 

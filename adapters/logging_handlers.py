@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from adapters import heap
+from adapters.entry import current_order
 from adapters.execution_log import ExecutionLog, SharedLog, declared, execution, execution_log
-from adapters.executor import Refusal, current_order
+from adapters.executor import Refusal
 from adapters.host import Host
 from adapters.registry import Registry
 

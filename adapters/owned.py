@@ -20,7 +20,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from adapters.executor import Refusal, close, current_order
+from adapters.entry import current_order
+from adapters.executor import Refusal, close
 from adapters.host import Host
 from adapters.registry import Registry, Teardown
 from store.errors import NotAlive

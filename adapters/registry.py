@@ -20,7 +20,7 @@ from store.event import is_ref
 from store.messages import IndexEntry
 
 if TYPE_CHECKING:
-    from adapters.host import Host
+    from adapters.holdings import Holdings
 
 log = get_logger("adapters.registry")
 
@@ -177,7 +177,7 @@ class Registry(ObservedDict):
         self.close_removed = close_removed
         self.unclosed: Registry | None = None
         self.removed: dict[str, str] = {}
-        self.host: Host | None = None
+        self.host: Holdings | None = None
         self.noted = 0
         self.looked = 0
         self.strays: set[str] = set()
@@ -262,7 +262,7 @@ class Index(ObservedDict):
         self.names = names
         self.key_names = key_names
         self._targets = targets
-        self.host: Host | None = None
+        self.host: Holdings | None = None
         self._known: dict[Any, frozenset[IndexEntry]] = {}
         self._only_text_keys = all(isinstance(key, str) for key in self)
 

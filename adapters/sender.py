@@ -25,13 +25,15 @@ from adapters.outbox import OUTBOX_LIMIT, Forgotten, Outbox
 from adapters.recorder import Recorder
 from adapters.spill import SPILL_LIMIT
 from store.channel import HostChannel
-from store.connection import Store, Unavailable, check_cancelled
+from store.connection import Store
 from store.durability import Confirmation, Durability, confirmation
 from store.errors import Fenced, NotConfirmed, SequenceGap
 from store.event import process_id
 from store.log import EventLog
 from store.messages import Summary
 from store.namespace import open_namespace
+from store.refusals import Unavailable
+from store.tasks import check_cancelled
 
 log = get_logger("adapters.sender")
 

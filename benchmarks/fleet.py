@@ -83,7 +83,7 @@ async def measure(store: Store, processes: int, resources: int) -> Report:
         first = report.passes.pop()
         report.first_bytes, report.first_seconds = first.bytes_moved, first.seconds
         began = time.perf_counter()
-        reconciler._look_at_everything(names)
+        reconciler.outlook.look_at_everything(names)
         report.full_look_seconds = time.perf_counter() - began
         for drift in DRIFTS:
             for n in range(drift):
@@ -104,13 +104,13 @@ async def measure(store: Store, processes: int, resources: int) -> Report:
 
 async def _pass(reconciler: Reconciler, names: list[str], report: Report, drift: int) -> None:
     await reconciler.tail.catch_up()
-    before = reconciler.inventories.bytes_moved
+    before = reconciler.outlook.inventories.bytes_moved
     reconciler.hear_of(names)
     began = time.perf_counter()
     plan = await reconciler.run_pass(names)
     seconds = time.perf_counter() - began
     assert len(plan.due) == drift, f"{len(plan.due)} steps for a drift of {drift}"
-    moved = reconciler.inventories.bytes_moved - before
+    moved = reconciler.outlook.inventories.bytes_moved - before
     report.passes.append(Pass(drift, seconds, moved))
 
 

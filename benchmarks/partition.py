@@ -31,8 +31,9 @@ from reconciler.leases import Leases  # noqa: E402
 from reconciler.metrics import Metrics  # noqa: E402
 from reconciler.tail import Tail  # noqa: E402
 from store import EventLog, Store, connect  # noqa: E402
-from store.channel import HostChannel, InventoryReader, WorkerChannel  # noqa: E402
+from store.channel import HostChannel, WorkerChannel  # noqa: E402
 from store.event import NO_DIGEST, EventRow, encode, process_id  # noqa: E402
+from store.inventories import InventoryReader  # noqa: E402
 from store.lease import Lease, take_lease  # noqa: E402
 from store.log import PAGE, START  # noqa: E402
 from store.messages import Action, Order, Summary  # noqa: E402

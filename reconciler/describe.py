@@ -11,6 +11,7 @@ from typing import Any
 
 from reconciler.fleet import Fleet
 from reconciler.fold import Resource
+from reconciler.stuck import find_stuck
 
 
 def describe(fleet: Fleet) -> dict[str, Any]:
@@ -51,12 +52,14 @@ def describe(fleet: Fleet) -> dict[str, Any]:
         "waiting": len(fleet.plan.waiting),
         "stuck": [
             {
-                "ref": w.item.ref,
-                "process": w.item.process,
-                "failures": w.failures,
-                "reason": w.reason,
+                "ref": one.ref,
+                "process": one.process,
+                "entry": one.entry,
+                "failures": one.failures,
+                "reason": one.reason,
+                "next_try_ms": one.next_try_ms,
             }
-            for w in fleet.plan.stuck
+            for one in find_stuck(fleet.state.processes.values(), fleet.policy)
         ],
         "workers": fleet.workers,
         "quarantined": fleet.quarantined,

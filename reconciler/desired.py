@@ -9,11 +9,11 @@ is a resource whose moment has passed; what would end it, and when, is the same 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from math import inf
 
 from reconciler.fold import ProcessState, Resource
-from reconciler.graph import Refs, graph_of
+from reconciler.graph import Refs, circles, graph_of
 from reconciler.policy import Policy
 
 MEMORY_SHARE = 10
@@ -69,7 +69,8 @@ def desired_until(process: ProcessState, policy: Policy) -> dict[str, float]:
             kept_by[kept] -= 1
             if kept_by[kept] == 0:
                 ready.append(kept)
-    for circle in _circles(list(kept_by), keeps):
+    below = {ref: [kept for kept, _ in keeps[ref]] for ref in kept_by}
+    for circle in circles(below):
         longest = max(until[ref] for ref in circle)
         if len(circle) > 1:
             longest += sum(policy.idle_ms(resources[ref].kind) or 0.0 for ref in circle)
@@ -79,48 +80,6 @@ def desired_until(process: ProcessState, policy: Policy) -> dict[str, float]:
                 if kept not in circle:
                     until[kept] = max(until[kept], longest + (after if after != inf else 0.0))
     return until
-
-
-def _circles(
-    refs: Sequence[str], keeps: Mapping[str, Sequence[tuple[str, float]]]
-) -> list[set[str]]:
-    """Strongly connected components, keepers first: Tarjan's algorithm (1972), without recursion."""
-    found: list[set[str]] = []
-    number: dict[str, int] = {}
-    low: dict[str, int] = {}
-    stack: list[str] = []
-    on_stack: set[str] = set()
-    inside = set(refs)
-    for root in refs:
-        if root in number:
-            continue
-        todo = [(root, iter(keeps.get(root, ())))]
-        number[root] = low[root] = len(number)
-        stack.append(root)
-        on_stack.add(root)
-        while todo:
-            ref, edges = todo[-1]
-            for kept, _ in edges:
-                if kept not in inside:
-                    continue
-                if kept not in number:
-                    number[kept] = low[kept] = len(number)
-                    stack.append(kept)
-                    on_stack.add(kept)
-                    todo.append((kept, iter(keeps.get(kept, ()))))
-                    break
-                if kept in on_stack:
-                    low[ref] = min(low[ref], number[kept])
-            else:
-                todo.pop()
-                if todo:
-                    low[todo[-1][0]] = min(low[todo[-1][0]], low[ref])
-                if low[ref] == number[ref]:
-                    at = stack.index(ref)
-                    circle, stack[at:] = set(stack[at:]), []
-                    on_stack -= circle
-                    found.append(circle)
-    return found[::-1]
 
 
 def why_undesired(resource: Resource, process: ProcessState, policy: Policy, now_ms: int) -> str:

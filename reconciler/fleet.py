@@ -12,8 +12,8 @@ from reconciler.fold import FleetState
 from reconciler.history import nearest_snapshot
 from reconciler.plan import Plan, make_plan
 from reconciler.policy import Policy
-from store.channel import InventoryReader
 from store.connection import Store
+from store.inventories import InventoryReader
 from store.log import EventLog
 from store.messages import Inventory, Summary
 from store.namespace import Namespace

@@ -23,10 +23,10 @@ from reconciler.plan import make_plan
 from reconciler.policy import Policy
 from reconciler.scan import END, entry_id
 from reconciler.watch import ProcessWatch, Watches
-from store.channel import InventoryReader
 from store.connection import Store
 from store.errors import HistoryDropped
 from store.event import EventRow
+from store.inventories import InventoryReader
 from store.log import EventLog
 from store.namespace import Namespace
 from store.position import id_key

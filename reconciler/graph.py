@@ -7,7 +7,7 @@ teardown needs the other end. `graph_of` derives it from the state, at the cost 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from reconciler.fold import ProcessState
@@ -72,3 +72,49 @@ def graph_of(process: ProcessState, inventory: Inventory | None = None) -> Graph
     for entry in inventory.entries if inventory is not None else ():
         graph.named.setdefault(entry.target, {})[entry] = None
     return graph
+
+
+def circles(edges: Mapping[str, Sequence[str]]) -> list[set[str]]:
+    """Strongly connected components: Tarjan's algorithm (1972), without recursion.
+
+    Args:
+        edges: node -> where it leads; nodes that are no key of it do not count.
+
+    Returns:
+        The components, those that lead to others first; one that is in no circle is alone in its own.
+    """
+    found: list[set[str]] = []
+    number: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    on_stack: set[str] = set()
+    for root in edges:
+        if root in number:
+            continue
+        todo = [(root, iter(edges[root]))]
+        number[root] = low[root] = len(number)
+        stack.append(root)
+        on_stack.add(root)
+        while todo:
+            ref, following = todo[-1]
+            for kept in following:
+                if kept not in edges:
+                    continue
+                if kept not in number:
+                    number[kept] = low[kept] = len(number)
+                    stack.append(kept)
+                    on_stack.add(kept)
+                    todo.append((kept, iter(edges[kept])))
+                    break
+                if kept in on_stack:
+                    low[ref] = min(low[ref], number[kept])
+            else:
+                todo.pop()
+                if todo:
+                    low[todo[-1][0]] = min(low[todo[-1][0]], low[ref])
+                if low[ref] == number[ref]:
+                    at = stack.index(ref)
+                    circle, stack[at:] = set(stack[at:]), []
+                    on_stack -= circle
+                    found.append(circle)
+    return found[::-1]

@@ -14,10 +14,10 @@ import structlog
 
 from reconciler.history import Kept, keep_history, save_snapshot
 from reconciler.tail import Tail
-from store.connection import Unavailable
 from store.errors import ArchiveError, Fenced
 from store.lease import Lease
 from store.log import EventLog
+from store.refusals import Unavailable
 
 log = structlog.get_logger("reconciler.housekeeping")
 

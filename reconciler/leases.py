@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from store.connection import Unavailable
 from store.lease import (
     HeldByOther,
     Lease,
@@ -25,6 +24,7 @@ from store.lease import (
     take_leases,
 )
 from store.namespace import Namespace
+from store.refusals import Unavailable
 
 LAPSES, FORGOTTEN, LOOK = 0.8, 0.6, 0.1
 """Of the lease time: when a lease lapses, when a worker is forgotten, how often everybody looks."""

@@ -20,17 +20,20 @@ import structlog
 from reconciler.leases import LOOK, Change, Leases
 from reconciler.metrics import Metrics
 from reconciler.tail import Tail
-from store.channel import Inbox, WorkerChannel, lapsed_hosts
-from store.connection import Unavailable, check_cancelled
+from store.channel import WorkerChannel, lapsed_hosts
 from store.errors import Fenced, SequenceGap
 from store.event import EventRow, process_id
+from store.inbox import Inbox
 from store.lease import Lease
 from store.namespace import Namespace
+from store.refusals import Unavailable
+from store.tasks import check_cancelled
 
 log = structlog.get_logger("reconciler.partitions")
 
 _HOSTS_RETURN_SECONDS = 6.0
-"""After Redis was away, hosts have so long to be heard of again before they count as lost."""
+"""After Redis or this worker was away, hosts have so long to be heard of again before they count as
+lost."""
 _UNWATCHED_SECONDS = 3.0
 _AGAIN_SECONDS = 0.2
 
@@ -246,6 +249,8 @@ class Partitions:
 
     async def keep(self) -> None:
         """Looks at the leases, for ever."""
+        # Nobody knows what was before: Redis may have come back a moment ago, and hosts may not have.
+        self._away(self._namespace.all_partitions())
         while True:
             check_cancelled()
             began = time.monotonic()

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from zlib import crc32
 
 from reconciler.drift import Drift, DriftItem
 from reconciler.fold import Attempt, FleetState, ProcessState, target_of
-from reconciler.graph import Graph, Refs, graph_of
+from reconciler.graph import Graph, Refs, circles, graph_of
 from reconciler.policy import Policy
 from store.messages import Action, Inventory
 
@@ -40,6 +40,7 @@ class Step:
         sort: the sort of drift that it ends.
         after: resources that must be gone before it.
         stage: steps are carried out stage by stage.
+        circle: what it is in a circle with, and their seqs: they go together.
         since_ms: Redis time since when it is due, as far as known.
         consequence: it becomes due only through other steps of this plan.
     """
@@ -56,6 +57,7 @@ class Step:
     key: str | None = None
     consequence: bool = False
     since_ms: int = 0
+    circle: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def target(self) -> str:
@@ -92,10 +94,6 @@ class Plan:
     def due(self) -> tuple[Step, ...]:
         """The steps that do not depend on the outcome of others."""
         return tuple(step for step in self.steps if not step.consequence)
-
-    @property
-    def stuck(self) -> tuple[Waiting, ...]:
-        return tuple(waiting for waiting in self.waiting if waiting.stuck)
 
 
 def retry_at(target: str, attempt: Attempt, policy: Policy) -> int:
@@ -225,7 +223,7 @@ def _teardowns(
         kept += owned.get(ref, ())
     consequences = _owned_along([*going, *ghosts], process, owned, users, now_ms=now_ms, free=free)
     everything = going | consequences
-    stages = _stages(process, everything, users)
+    stages, circle_of = _stages(process, everything, users)
     for ref, item in everything.items():
         yield Step(
             Action.TEARDOWN,
@@ -238,6 +236,7 @@ def _teardowns(
             _before(process, ref, everything, users),
             consequence=ref in consequences,
             since_ms=item.since_ms,
+            circle={one: everything[one].seq for one in circle_of.get(ref, ()) if one != ref},
         )
 
 
@@ -313,10 +312,13 @@ def _before(
 
 def _stages(
     process: ProcessState, going: Mapping[str, DriftItem], users: Mapping[str, Refs]
-) -> dict[str, int]:
+) -> tuple[dict[str, int], dict[str, set[str]]]:
     """A stage for each: after its users, after its owner, and not before its kind's turn.
 
     In a circle there is no order: its members are of one stage, and what hangs on it comes later.
+
+    Returns:
+        The stages, and for each member of a circle the whole circle.
     """
     earlier = {ref: _before(process, ref, going, users) for ref in going}
     before: dict[str, int] = {ref: len(refs) for ref, refs in earlier.items()}
@@ -333,14 +335,17 @@ def _stages(
             before[following] -= 1
             if before[following] == 0:
                 free.append(following)
-    circle = {ref for ref, count in before.items() if count}
-    if circle:
-        hanging = _hanging(circle, earlier, after)
-        circle.difference_update(hanging)
-        stages.update(dict.fromkeys(circle, max(stages[ref] for ref in circle)))
+    tangled = {ref for ref, count in before.items() if count}
+    circle_of: dict[str, set[str]] = {}
+    if tangled:
+        hanging = _hanging(tangled, earlier, after)
+        tangled.difference_update(hanging)
+        stages.update(dict.fromkeys(tangled, max(stages[ref] for ref in tangled)))
         for ref in hanging:
             stages[ref] = max(stages[ref], 1 + max(stages[one] for one in earlier[ref]))
-    return stages
+        for circle in circles({ref: after[ref] for ref in tangled}):
+            circle_of.update(dict.fromkeys(circle, circle))
+    return stages, circle_of
 
 
 def _hanging(

@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-import uuid
-from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -21,31 +19,31 @@ from typing import Any, Self
 
 import structlog
 
-from reconciler.drift import Drift, find_drift
-from reconciler.fold import ProcessState, target_of
+from reconciler.forced import Forced
 from reconciler.housekeeping import Housekeeping
 from reconciler.metrics import Metrics
+from reconciler.orders import Orders
+from reconciler.outlook import Outlook
 from reconciler.partitions import Partitions
-from reconciler.plan import Plan, Step, Waiting, make_plan
+from reconciler.plan import Plan
 from reconciler.policy import Policy
 from reconciler.result import Result
 from reconciler.tail import Tail
-from reconciler.watch import ProcessWatch, Watches
-from store.channel import Inbox, InventoryReader, answer
-from store.connection import BLOCK_MS, Store, Unavailable, check_cancelled, end_tasks
+from reconciler.watch import Watches
+from store.connection import BLOCK_MS, Store
 from store.errors import Fenced, ReconcilerError, SequenceGap, UnknownProcess
-from store.event import EventRow, Scalar, process_id
+from store.event import EventRow, process_id
+from store.inbox import Inbox, answer
 from store.lease import Lease
 from store.log import EventLog
-from store.messages import Action, HostPort, Note, Order, Summary, encode_message
+from store.messages import HostPort, Note, Summary, encode_message
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
+from store.refusals import Unavailable
+from store.tasks import check_cancelled, end_tasks
 
 log = structlog.get_logger("reconciler")
 
 LEASE_SECONDS = 10.0
-_OUTCOMES = frozenset({"cleaned_up", "adopted", "cleanup_failed", "cleanup_refused"})
-_FRESH_SECONDS = 3.0
-_OUTCOME_GRACE = 5.0
 _PASS_SPACING = 0.002
 _AGAIN_SECONDS = 0.2
 _CLOCK_SECONDS = 1.0
@@ -67,7 +65,7 @@ class Reconciler:
     `async with Reconciler(store, policy=policy):` runs it in the background.
 
     Attributes:
-        drift_found: what the last pass over each process found, by sort, and how much is `stuck`.
+        outlook: what it knows of each process.
     """
 
     def __init__(
@@ -91,13 +89,8 @@ class Reconciler:
         self._lease_seconds = lease_seconds
         self._hosts = tuple(hosts)
         self._changed: set[str] = set()
-        self._news: set[str] = set()
-        self._due: dict[str, float] = {}
-        self.drift_found: dict[str, Counter[str]] = {}
         self._wake = asyncio.Event()
         self._lock = asyncio.Lock()
-        self._sent: dict[str, tuple[Step, asyncio.Future[EventRow]]] = {}
-        self._stuck: set[tuple[str, str]] = set()
         self._clock_offset_ms = 0
         self._requests: set[asyncio.Task[None]] = set()
         self._lag_ms = 0
@@ -115,9 +108,9 @@ class Reconciler:
             self._store, self._namespace_name, self._wanted_partitions
         )
         self.log = EventLog(self._store, self.namespace)
-        self.watches = Watches(self.policy)
-        self.tail = Tail(self.log, self.metrics, self._seen, self.watches.fold)
-        self.inventories = InventoryReader(self.namespace)
+        watches = Watches(self.policy)
+        self.tail = Tail(self.log, self.metrics, self._seen, watches.fold)
+        self.outlook = Outlook(self.namespace, self.tail, watches, self.policy, self.now_ms)
         self.housekeeping = Housekeeping(self.log, self.tail, lambda: self.leases, self.now_ms)
         self._inbox = Inbox(self.namespace)
         self._acting = Partitions(
@@ -129,8 +122,11 @@ class Reconciler:
             lease_seconds=self._lease_seconds,
             metrics=self.metrics,
             touch=self._touch,
-            forget=self._forget_all,
+            forget=self._forget,
         )
+        acting, tail, outlook = self._acting, self.tail, self.outlook
+        self._orders = Orders(self.namespace, acting, tail, self.policy, self.metrics, self._hosts)
+        self._forced = Forced(tail, outlook, self._orders, acting, self.policy)
         await self._set_clock()
         self._run_id = await self._store.run_id()
         return self
@@ -175,7 +171,7 @@ class Reconciler:
 
     def summaries(self) -> list[Summary]:
         """What the live processes last said of themselves."""
-        found = [self.inventories.summary(p) for p in self.tail.state.processes]
+        found = [self.outlook.inventories.summary(p) for p in self.tail.state.processes]
         return [summary for summary in found if summary is not None]
 
     def lag_seconds(self) -> float:
@@ -233,32 +229,11 @@ class Reconciler:
             self.metrics.lag.set(self._lag_ms / 1000)
         if event.type != "cleanup_requested":
             self._touch([process])
-        if event.order_id is not None and event.order_id in self._sent:
-            step, outcome = self._sent[event.order_id]
-            # What went along with it carries the order's id, too, and is not its outcome.
-            mine = event.ref == step.ref and (event.attrs or {}).get("registry") == step.registry
-            if mine and event.type in _OUTCOMES:
-                del self._sent[event.order_id]
-                self._count(step, event, at_ms)
-                if not outcome.done():
-                    outcome.set_result(event)
-
-    def _count(self, step: Step, event: EventRow, at_ms: int) -> None:
-        outcome = {"cleanup_failed": "failed", "cleanup_refused": "refused"}.get(event.type, "done")
-        kind = step.ref.partition("/")[0] if step.registry is None else "index_entry"
-        self.metrics.teardowns.labels(kind, step.sort, outcome).inc()
-        if outcome == "done":
-            if step.since_ms:
-                self.metrics.teardown_seconds.observe(max(0, at_ms - step.since_ms) / 1000)
-        elif outcome == "failed":
-            log.warning(
-                "teardown failed",
-                ref=step.ref, process=step.process, order_id=event.order_id, reason=event.reason,
-            )  # fmt: skip
+        self._orders.heard(event, at_ms)
 
     def hear_of(self, processes: Iterable[str]) -> None:
         """The inventories of these may have changed."""
-        self._news.update(processes)
+        self.outlook.hear_of(processes)
         self._touch(processes)
 
     def _touch(self, processes: Iterable[str]) -> None:
@@ -311,7 +286,7 @@ class Reconciler:
         """Runs a pass over what changed, and over what became due meanwhile."""
         while True:
             check_cancelled()
-            delay = (min(self._due.values(), default=inf) - self.now_ms()) / 1000
+            delay = (min(self.outlook.due.values(), default=inf) - self.now_ms()) / 1000
             if not self._wake.is_set() and delay > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(min(delay, 3600)):
@@ -319,7 +294,7 @@ class Reconciler:
             self._wake.clear()
             now = self.now_ms()
             changed, self._changed = self._changed, set()
-            changed.update(process for process, due in self._due.items() if due <= now)
+            changed.update(process for process, due in self.outlook.due.items() if due <= now)
             for some in self._together(changed):
                 await self._try_pass(some)
             # Events of one burst belong in one pass.
@@ -389,152 +364,19 @@ class Reconciler:
         async with self._lock:
             began = time.perf_counter()
             chosen = [p for p in processes if self._partition(p) in self._acting.channels]
-            await self._refresh(chosen)
-            drift, plan = self._look(chosen)
-            await self._send(plan.due)
-            self._plan_next(chosen, plan)
-            self._report_stuck(plan.stuck)
-            self._count_drift(chosen, drift, plan)
+            await self.outlook.refresh(chosen, self._acting)
+            drift, plan = self.outlook.look(chosen)
+            await self._orders.send(plan.due)
+            self.outlook.take_note(chosen, drift, plan)
             self.metrics.pass_seconds.observe(time.perf_counter() - began)
             return plan
 
-    async def _refresh(self, processes: Iterable[str]) -> None:
-        """Brings inventories of which there is news up to date, and then the fold up to them."""
-        behind: set[int] = set()
-        for process in processes:
-            state = self.tail.state.processes.get(process)
-            if state is None:
-                self._forget(process)
-                continue
-            if process not in self._news and self.inventories.summary(process) is not None:
-                continue
-            self._news.discard(process)
-            watch = self._watch(state)
-            try:
-                change = await self.inventories.update(process)
-            except BaseException:
-                self._news.add(process)
-                raise
-            if change is not None:
-                watch.inventory_changed(change)
-                if change.summary.as_of > state.seq:
-                    behind.add(self._partition(process))
-        if behind:
-            await self.tail.catch_up(behind & set(self._acting.channels))
-
-    def _watch(self, state: ProcessState) -> ProcessWatch:
-        """The watch of a process; a new one is told the inventory as far as it is known."""
-        known = self.watches.of(state)
-        if known.fresh and (everything := self.inventories.everything(state.id)) is not None:
-            known.inventory_changed(everything)
-        known.fresh = False
-        return known
-
-    def _count_drift(self, processes: Iterable[str], drift: Drift, plan: Plan) -> None:
-        for process in processes:
-            self.drift_found[process] = Counter()
-        for item in drift:
-            self.drift_found[item.process][item.sort] += 1
-        for waiting in plan.stuck:
-            self.drift_found[waiting.item.process]["stuck"] += 1
-
-    def _forget(self, process: str) -> None:
-        self.drift_found.pop(process, None)
-        self._news.discard(process)
-        self.watches.forget(process)
-        self._due.pop(process, None)
-        self.inventories.forget(process)
-
-    def _forget_all(self, processes: Iterable[str]) -> None:
+    def _forget(self, processes: Iterable[str]) -> None:
         """These are no longer ours to look at."""
         gone = set(processes)
         for process in gone:
-            self._forget(process)
-        for order_id in [id for id, (step, _) in self._sent.items() if step.process in gone]:
-            del self._sent[order_id]
-
-    def _look(self, processes: Iterable[str]) -> tuple[Drift, Plan]:
-        """What is to be done about some processes, at the cost of their drift."""
-        now, state = self.now_ms(), self.tail.state
-        watches = {p: self._watch(state.processes[p]) for p in processes if p in state.processes}
-        drift = Drift.of(watch.drift(now) for watch in watches.values())
-        graphs = {p: watch.graph for p, watch in watches.items()}
-        return drift, make_plan(state, drift, {}, self.policy, now, graphs=graphs)
-
-    def _look_at_everything(self, processes: Sequence[str]) -> Plan:
-        """The same from the state and the inventories themselves, and without waiting for retries."""
-        now, state = self.now_ms(), self.tail.state
-        inventories = {p: i for p in processes if (i := self.inventories.inventory(p)) is not None}
-        drift = find_drift(state, inventories, self.policy, now, processes=processes)
-        return make_plan(state, drift, inventories, self.policy, now, force=True)
-
-    async def _send(self, steps: Sequence[Step]) -> list[tuple[Step, asyncio.Future[EventRow]]]:
-        """Writes what is requested into the log, and sends the orders, per partition."""
-        sent = []
-        local = {host.process: host for host in self._hosts}
-        by_partition: dict[int, list[tuple[EventRow, Order]]] = {}
-        for step in steps:
-            order = _order(step, self.policy)
-            outcome: asyncio.Future[EventRow] = asyncio.get_running_loop().create_future()
-            self._sent[order.id] = (step, outcome)
-            sent.append((step, outcome))
-            pair = (_request(step, order), order)
-            by_partition.setdefault(self._partition(step.process), []).append(pair)
-        for partition, pairs in by_partition.items():
-            channel = self._acting.channels.get(partition)
-            if channel is None:
-                raise Fenced(f"partition {partition} is no longer held by {self.process}")
-            events = [event for event, _ in pairs]
-            away = [order for _, order in pairs if order.process not in local]
-            try:
-                await channel.write(events, away)
-            except Fenced as error:
-                self._acting.lose(partition, str(error))
-                raise
-            for process, host in local.items():
-                if mine := [order for _, order in pairs if order.process == process]:
-                    host.execute(mine)
-            for _, order in pairs:
-                self.metrics.orders.labels(order.action).inc()
-            # The requests are in the fold before anybody plans again: nothing is asked for twice.
-            await self.tail.catch_up([partition])
-        return sent
-
-    def _plan_next(self, processes: Iterable[str], plan: Plan) -> None:
-        """When to look again although nothing happens: at the next limit, or the next retry."""
-        now = self.now_ms()
-        for name in processes:
-            process = self.tail.state.processes.get(name)
-            if process is None:
-                self._due.pop(name, None)
-                continue
-            limits = [max(self._watch(process).next_at(), now)]
-            limits += [
-                w.until_ms for w in plan.waiting if w.item.process == name and w.until_ms > now
-            ]
-            if min(limits) < inf:
-                self._due[name] = min(limits) + 1
-            else:
-                self._due.pop(name, None)
-
-    def _report_stuck(self, stuck: Iterable[Waiting]) -> None:
-        """Says once of each what is stuck, and forgets what has gone since, whoever ended it."""
-        processes = self.tail.state.processes
-        self._stuck = {
-            (process, target)
-            for process, target in self._stuck
-            if process in processes and target in processes[process].attempts
-        }
-        for one in stuck:
-            item = one.item
-            name = (item.process, target_of(item.ref, item.registry, item.key))
-            if name not in self._stuck:
-                self._stuck.add(name)
-                log.error(
-                    "teardown stuck: somebody should look",
-                    ref=one.item.ref, process=one.item.process, failures=one.failures,
-                    reason=one.reason,
-                )  # fmt: skip
+            self.outlook.forget(process)
+        self._orders.forget(gone)
 
     # --- a forced reconciliation --------------------------------------------------------------------
 
@@ -567,118 +409,14 @@ class Reconciler:
             p for p in (processes or alive)
             if self._partition(p) in self._acting.channels and partition in (None, self._partition(p))
         ]  # fmt: skip
-        result = Result(chosen)
         async with self._lock:
-            await self._ask_report(chosen, result)
-            plan = self._look_at_everything(chosen)
-            result.found(plan)
-            if dry_run:
-                return result
-            tried: set[tuple[str, str]] = set()
-            while True:
-                steps = [s for s in plan.due if (s.process, s.target) not in tried]
-                if not steps:
-                    break
-                tried.update((s.process, s.target) for s in steps)
-                await self._carry_out(steps, result)
-                await self._ask_report(chosen, result)
-                plan = self._look_at_everything(chosen)
-                result.found(plan)
-            result.settle(plan)
-        self._touch(chosen)
+            result = await self._forced.reconcile(chosen, dry_run=dry_run)
+        if not dry_run:
+            self._touch(chosen)
         return result
-
-    async def _carry_out(self, steps: Sequence[Step], result: Result) -> None:
-        sent = await self._send(steps)
-        limit = self.policy.teardown_timeout * (1 + len({s.stage for s in steps})) + _OUTCOME_GRACE
-        async with self._watching():
-            await asyncio.wait([outcome for _, outcome in sent], timeout=limit)
-        for step, outcome in sent:
-            if outcome.done():
-                event = outcome.result()
-                result.outcome(step, event.type, event.reason or "")
-            else:
-                result.outcome(step, "cleanup_failed", f"no outcome within {limit:g} s")
-
-    @asynccontextmanager
-    async def _watching(self) -> AsyncIterator[None]:
-        """Folds new events meanwhile, also where no loop runs in the background."""
-
-        async def follow() -> None:
-            while True:
-                check_cancelled()
-                await self.tail.wait(block_ms=200)
-
-        task = asyncio.create_task(follow())
-        try:
-            yield
-        finally:
-            await end_tasks([task])
-
-    async def _ask_report(self, processes: Sequence[str], result: Result) -> None:
-        """Has each host look at its registries themselves, and waits for what they say."""
-        local = {host.process: host for host in self._hosts}
-        asked: dict[str, str] = {}
-        for process in processes:
-            order = Order(
-                f"r-{uuid.uuid4().hex[:12]}", process, Action.REPORT, f"process/{process}"
-            )
-            channel = self._acting.channels.get(self._partition(process))
-            if process in local:
-                local[process].execute([order])
-                asked[process] = order.id
-            elif channel is not None:
-                await channel.write([], [order])
-                asked[process] = order.id
-        deadline = time.monotonic() + _FRESH_SECONDS
-        while True:
-            self._news.update(processes)
-            await self._refresh(processes)
-            for process, request in list(asked.items()):
-                summary = self.inventories.summary(process)
-                if process not in self.tail.state.processes or (
-                    summary is not None and request in summary.answers
-                ):
-                    del asked[process]
-            if not asked:
-                break
-            if time.monotonic() > deadline:
-                result.silent.update(asked)
-                break
-            await asyncio.sleep(0.005)
-        await self.tail.catch_up()
 
 
 def _report_end(task: asyncio.Task[None]) -> None:
     """A reconciler in the background must not end unnoticed."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("the reconciler ended", exc_info=error)
-
-
-def _order(step: Step, policy: Policy) -> Order:
-    return Order(
-        id=f"o-{uuid.uuid4().hex[:12]}",
-        process=step.process,
-        action=step.action,
-        ref=step.ref,
-        seq=step.seq,
-        reason=step.reason,
-        after=step.after,
-        stage=step.stage,
-        timeout=policy.teardown_timeout,
-        registry=step.registry,
-        key=step.key,
-    )
-
-
-def _request(step: Step, order: Order) -> EventRow:
-    """The event that announces an order; writer and seq are filled in by the channel."""
-    attrs: dict[str, Scalar] = {
-        "action": str(step.action), "sort": step.sort, "expected_seq": step.seq,
-    }  # fmt: skip
-    if step.registry is not None:
-        attrs |= {"registry": step.registry, "key": step.key}
-    return EventRow(
-        "cleanup_requested", step.ref, "", 0, time.time(), step.process,
-        reason=step.reason, order_id=order.id, attrs=attrs,
-    )  # fmt: skip

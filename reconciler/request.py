@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reconciler.result import merge
-from store.channel import ask
 from store.errors import NoAnswer, ReconcilerError, UnknownProcess
+from store.inbox import ask
 from store.messages import Note
 from store.namespace import Namespace
 

@@ -6,10 +6,10 @@ stays stuck until it is gone, so this looks at the attempts themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from reconciler.fold import FleetState
+from reconciler.fold import ProcessState
 from reconciler.plan import retry_at
 from reconciler.policy import Policy
 
@@ -20,6 +20,7 @@ class Stuck:
 
     Attributes:
         ref, process: which, where.
+        target: its name among the attempts of the process.
         entry: the index entry, where it is one: `registry[key]`.
         failures: so far.
         reason: of the last one.
@@ -28,15 +29,16 @@ class Stuck:
 
     ref: str
     process: str
+    target: str
     entry: str | None
     failures: int
     reason: str
     next_try_ms: int
 
 
-def find_stuck(state: FleetState, policy: Policy) -> Iterator[Stuck]:
+def find_stuck(processes: Iterable[ProcessState], policy: Policy) -> Iterator[Stuck]:
     """The teardowns that failed at least `stuck_after` times; what was used since does not count."""
-    for process in state.processes.values():
+    for process in processes:
         for target, attempt in process.attempts.items():
             if attempt.failures < policy.stuck_after:
                 continue
@@ -47,4 +49,4 @@ def find_stuck(state: FleetState, policy: Policy) -> Iterator[Stuck]:
             entry = f"{of_entry[0]}[{of_entry[1]}]" if of_entry else None
             reason = attempt.reason or "no answer came"
             at = retry_at(target, attempt, policy)
-            yield Stuck(ref, process.id, entry, attempt.failures, reason, at)
+            yield Stuck(ref, process.id, target, entry, attempt.failures, reason, at)

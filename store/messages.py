@@ -160,6 +160,8 @@ class Order(msgspec.Struct, frozen=True, omit_defaults=True):
         timeout: seconds that a teardown may take.
         registry, key: the index entry of a `drop_entry`.
         trace_id: of the pass.
+        circle: with what else it is in a circle of uses or owners that goes as a whole, each with the
+            last seq that the worker had folded: these need not be gone first, if they too are unused.
     """
 
     id: str
@@ -174,6 +176,7 @@ class Order(msgspec.Struct, frozen=True, omit_defaults=True):
     registry: str | None = None
     key: str | None = None
     trace_id: str | None = None
+    circle: dict[str, int] = {}
 
 
 class Note(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -13,10 +13,11 @@ from typing import Any
 import msgspec
 from redis.exceptions import RedisError
 
-from store.connection import Store, Unavailable
+from store.connection import Store
 from store.errors import MalformedEntry, PolicyError, RedisUnavailable, TooLarge
 from store.keys import Keys
 from store.namespace import DEFAULT_NAMESPACE
+from store.refusals import Unavailable
 
 RETENTION = 30 * 86400.0
 """Seconds that a record is kept after it was saved, unless told otherwise."""

@@ -6,9 +6,23 @@ first burst, an eviction policy on the day it drops the log.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
+
+from redis.asyncio.sentinel import MasterNotFoundError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    RedisClusterException,
+    RedisError,
+)
+
+from store.client import PLAIN, SENTINEL, is_cluster
+from store.errors import RedisUnavailable
+from store.refusals import Unavailable
 
 OLDEST_SERVER = (6, 2)
 
@@ -62,3 +76,93 @@ def _about_memory(info: Mapping[str, Any], at: str) -> str | None:
             "`CONFIG SET maxmemory <bytes>`, or archive and trim the log"
         )
     return None
+
+
+async def check_servers(client: Any, url: str) -> None:
+    """Asks each server that is written to whether it can hold a log.
+
+    Args:
+        client: of redis-py.
+        url: as it may be shown.
+
+    Raises:
+        RedisUnavailable: nothing answers, or the server cannot hold a log; the message says what to do.
+    """
+    try:
+        said = await infos(client, url)
+    except (AuthenticationError, AuthorizationError) as error:
+        raise RedisUnavailable(
+            f"Redis at {url} refused the login ({error}): give user and password in the "
+            "URL, redis://user:password@host:port"
+        ) from None
+    except MasterNotFoundError as error:
+        raise RedisUnavailable(
+            f"the sentinels at {url} name no master ({_cause(error)}): see "
+            "`redis-cli -p 26379 SENTINEL masters` for its name and state"
+        ) from None
+    except RedisClusterException as error:
+        if "not enabled" in str(error):
+            raise RedisUnavailable(
+                f"{url} is not a cluster: write redis://host:port instead"
+            ) from None
+        if re.search("NOAUTH|WRONGPASS|AUTH", str(error)):
+            raise RedisUnavailable(
+                f"the cluster at {url} refused the login: give user and password in the "
+                "URL, redis+cluster://user:password@host:port"
+            ) from None
+        raise RedisUnavailable(_nobody_there(error, url)) from None
+    except Unavailable as error:
+        raise RedisUnavailable(_nobody_there(error, url)) from None
+    except RedisError as error:
+        raise RedisUnavailable(f"{url} does not answer like Redis: {error}") from None
+    for node, info in said.items():
+        at = f"{node} of {url}" if is_cluster(client) else url
+        if (message := objection(info, at, cluster=is_cluster(client))) is not None:
+            raise RedisUnavailable(message)
+
+
+async def infos(client: Any, url: str) -> dict[str, dict[str, Any]]:
+    """What each server that is written to says of itself, by its address."""
+    if not is_cluster(client):
+        return {url: await client.info()}
+    await client.initialize()
+    nodes = client.get_primaries()
+    answers = await asyncio.gather(
+        *(client.execute_command("INFO", target_nodes=node) for node in nodes)
+    )
+    return {node.name: info for node, info in zip(nodes, answers, strict=True)}
+
+
+def _nobody_there(error: BaseException, url: str) -> str:
+    scheme = url.partition("://")[0]
+    if scheme not in PLAIN and scheme != "embedded":
+        what = "sentinel" if scheme in SENTINEL else "cluster"
+        return (
+            f"no {what} answers at {url} ({_cause(error)}): see whether its nodes run, with "
+            f"`redis-cli -p <port> {'SENTINEL masters' if what == 'sentinel' else 'CLUSTER NODES'}`"
+        )
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        start = f"redis-server --port 0 --unixsocket {parts.path} --appendonly yes"
+    else:
+        start = f"redis-server --port {parts.port or 6379} --appendonly yes"
+    return (
+        f"no Redis answers at {url} ({_cause(error)}): start one with `{start}`, "
+        "or give --url embedded://PATH"
+    )
+
+
+def _cause(error: BaseException) -> str:
+    """The shortest true name of what went wrong, without the address, which is said already."""
+    text = str(error).lower()
+    for known in (
+        "connection refused",
+        "timeout",
+        "no such file or directory",
+        "name or service not known",
+    ):
+        if known in text:
+            return known
+    if "111" in text or "connect call failed" in text:
+        return "connection refused"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

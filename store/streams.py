@@ -12,8 +12,9 @@ import contextlib
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
-from store.connection import Store, Unavailable
+from store.connection import Store
 from store.position import RawEntry
+from store.refusals import Unavailable
 
 _PAGE = 1000
 _AGAIN_SECONDS = 0.2

@@ -163,6 +163,16 @@ class RedisCluster:
                         return node
         raise AssertionError(f"no node has {key}")
 
+    def replica_of(self, master: Server) -> Server:
+        """The replica of a node."""
+        return next(
+            n for n in self.nodes if n.client.info("replication").get("master_port") == master.port
+        )
+
+    def replica_leads(self, node: Server) -> bool:
+        """The node was promoted."""
+        return bool(node.client.info("replication")["role"] == "master")
+
     def flush(self) -> None:
         """Empties it."""
         for node in self.nodes:

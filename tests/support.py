@@ -18,8 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from store import EventLog, LifecycleEvent, LogEntry
-from store.embedded import find_server
+from store.embedded import find_server, version_of
 from store.event import NO_DIGEST, EventRow, chain, decode_row, split_digest
 
 
@@ -108,8 +110,9 @@ async def story(log: EventLog, process: str | None = None) -> list[tuple[str, st
 class RedisProcess:
     """A redis-server of one's own, on a unix socket, with its data kept: to be killed and restarted."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, binary: Path | None = None) -> None:
         folder.mkdir(exist_ok=True)
+        self._binary = binary or find_server()
         self.folder = folder
         self.socket = folder / "r.sock"
         self.url = f"unix://{self.socket}"
@@ -125,7 +128,7 @@ class RedisProcess:
         """Starts it and waits until it answers."""
         self._process = subprocess.Popen(
             [
-                str(find_server()), "--unixsocket", str(self.socket),
+                str(self._binary), "--unixsocket", str(self.socket),
                 "--dir", str(self.folder), "--appendonly", "yes", "--appendfsync", "always",
                 "--save", "", *self._options,
             ],
@@ -141,6 +144,17 @@ class RedisProcess:
         if self._process is not None and self._process.poll() is None:
             os.kill(self._process.pid, signal.SIGKILL)
             self._process.wait(timeout=10)
+
+
+def server_with_waitaof() -> Path:
+    """A server of 7.2 or newer on PATH, Redis or Valkey; the test is skipped where there is none."""
+    for name in ("redis-server", "valkey-server"):
+        path = shutil.which(name)
+        if path and (version_of(Path(path)) or (0,)) >= (7, 2):
+            return Path(path)
+    pytest.skip(
+        "no server of 7.2 or newer on PATH (redis-server, valkey-server): WAITAOF is not tested"
+    )
 
 
 def answers(path: Path) -> bool:

@@ -23,7 +23,7 @@ from google.adk.sessions import Session
 from google.genai import types
 
 from adapters.adk.live_sessions import Identity
-from adapters.executor import Entry
+from adapters.entry import Entry
 from store.errors import NotAlive
 
 if TYPE_CHECKING:

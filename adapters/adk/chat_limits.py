@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 
 from adapters.adk.chat import LiveChat
-from adapters.executor import Entry
+from adapters.entry import Entry
 from adapters.host import Host
 from adapters.registry import Index, Registry
 from store.errors import LimitReached, PolicyError

@@ -17,7 +17,8 @@ from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from typing import Any
 
-from adapters.executor import Entry
+from adapters.entry import Entry
+from adapters.holdings import Holdings
 from adapters.host import Host
 from adapters.registry import Registry
 
@@ -38,7 +39,7 @@ def short(text: str) -> str:
     return "#" + sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def session_ref(host: Host, identity: Identity) -> str:
+def session_ref(host: Holdings, identity: Identity) -> str:
     """The reference of a session on this host, whether it is alive or would be new."""
     app, user, id = identity
     plain = f"session/{short(id)}"
@@ -97,7 +98,7 @@ class LiveSessions(Registry):
         return made
 
     @property
-    def _on(self) -> Host:
+    def _on(self) -> Holdings:
         assert self.host is not None
         return self.host
 

@@ -23,7 +23,7 @@ from google.adk.plugins.base_plugin import BasePlugin
 from google.genai import types
 
 from adapters.adk.live_sessions import Identity, LiveSessions, session_ref
-from adapters.executor import Entry
+from adapters.entry import Entry
 from adapters.host import Host
 from adapters.registry import Teardown
 

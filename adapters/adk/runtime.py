@@ -30,7 +30,7 @@ from adapters.adk.live_sessions import (
     until_ended,
 )
 from adapters.adk.shared_runners import AgentFactory, SharedRunners, llm_agent
-from adapters.executor import Entry
+from adapters.entry import Entry
 from adapters.host import Host
 from adapters.logs import get_logger
 from store.errors import NotAlive

@@ -19,11 +19,11 @@ from adapters.adk.live_sessions import (
     until_ended,
 )
 from adapters.adk.loop_stores import LoopStores
-from adapters.executor import current_order
+from adapters.entry import current_order
 from adapters.host import Host
 from adapters.logs import get_logger
-from store.connection import Unavailable
 from store.errors import ReconcilerError
+from store.refusals import Unavailable
 
 log = get_logger("adapters.adk.sessions")
 

@@ -22,7 +22,7 @@ from google.adk.sessions import BaseSessionService
 
 from adapters.adk.agent_config import canonical, config_id
 from adapters.adk.live_sessions import until_ended
-from adapters.executor import Entry
+from adapters.entry import Entry
 from adapters.host import Host
 from adapters.logs import get_logger
 

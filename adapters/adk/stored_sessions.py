@@ -14,9 +14,10 @@ from redis.exceptions import RedisError
 from adapters.adk.loop_stores import LoopStores
 from adapters.adk.session_cache import START, Entry, Position, number_of
 from adapters.adk.session_codec import StateDelta
-from store.connection import Store, Unavailable
+from store.connection import Store
 from store.errors import RedisUnavailable
 from store.keys import AppSessionKeys, SessionKeys
+from store.refusals import Unavailable
 
 PAGE = 1000
 PAGE_BYTES = 4 * 2**20

@@ -19,7 +19,7 @@ import structlog
 
 from adapters.aether_frame.binding import AdkSession, Binding, Teardowns
 from adapters.aether_frame.substitution import find
-from adapters.executor import current_order
+from adapters.entry import current_order
 
 log = structlog.get_logger("adapters.aether_frame")
 

@@ -27,8 +27,8 @@ from reconciler.cli.replay import replay
 from reconciler.cli.status import status
 from reconciler.cli.verify import verify
 from reconciler.cli.worker import worker
-from store.connection import Unavailable
 from store.errors import ReconcilerError
+from store.refusals import Unavailable
 
 COULD_NOT_RUN = 2
 

@@ -20,10 +20,10 @@ from reconciler.cli.output import console, emit, progress, table
 from reconciler.fold import FleetState
 from reconciler.history import Kept, keep_history, nearest_snapshot, save_snapshot
 from store.archive import Archive, place
-from store.channel import ask
 from store.connection import Store, shown
 from store.errors import ArchiveError, ReconcilerError
 from store.event import process_id
+from store.inbox import ask
 from store.lease import HeldByOther, Lease, release_lease, take_lease
 from store.log import EventLog
 from store.messages import Note

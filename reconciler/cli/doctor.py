@@ -14,8 +14,8 @@ from reconciler.cli.output import console, emit, reading, table
 from reconciler.doctor import CHECKS, Clock, Facts, Finding, diagnose
 from reconciler.fleet import Fleet, read_fleet
 from reconciler.stuck import find_stuck
-from store.channel import InventoryReader
 from store.connection import Store
+from store.inventories import InventoryReader
 from store.log import EventLog
 from store.namespace import Namespace
 from store.retention import read_retention
@@ -64,7 +64,7 @@ async def look_up(store: Store, namespace: Namespace, fleet: Fleet) -> Facts:
         lapsed=lapsed,
         servers=await _servers(store),
         clocks=await _clocks(namespace),
-        stuck=list(find_stuck(fleet.state, fleet.policy)),
+        stuck=list(find_stuck(fleet.state.processes.values(), fleet.policy)),
         quarantined=fleet.quarantined,
         outboxes=await _outboxes(namespace, fleet),
         # Hosts of other versions say more, or less, of their outbox.

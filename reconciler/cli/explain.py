@@ -23,9 +23,9 @@ from reconciler.life import Life, Lives, Worker
 from reconciler.plan import make_plan
 from reconciler.policy import Policy
 from reconciler.scan import scan
-from store.channel import InventoryReader
 from store.errors import BadMoment
 from store.event import EventRow, check_ref
+from store.inventories import InventoryReader
 from store.log import EventLog
 from store.namespace import Namespace
 from store.position import Key, id_key

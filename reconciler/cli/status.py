@@ -92,17 +92,6 @@ def describe_status(fleet: Fleet, rates: Rates, held: Held) -> dict[str, Any]:
             describe_resource(process, resource) | {"idle_ms": fleet.now_ms - resource.used_ms}
             for process, resource in oldest_idle(fleet.state, _IDLE_SHOWN)
         ],
-        "stuck": [
-            {
-                "ref": one.ref,
-                "process": one.process,
-                "entry": one.entry,
-                "failures": one.failures,
-                "reason": one.reason,
-                "next_try_ms": one.next_try_ms,
-            }
-            for one in find_stuck(fleet.state, fleet.policy)
-        ],
         "rates": {
             "seconds": rates.seconds,
             "appeared": rates.appeared,
@@ -120,7 +109,7 @@ def line_of(fleet: Fleet, rates: Rates) -> str:
     """A fleet in one line, for a pipe."""
     drift = fleet.drift
     kinds = Counter(r.kind for p in fleet.state.processes.values() for r in p.resources.values())
-    stuck = sum(1 for _ in find_stuck(fleet.state, fleet.policy))
+    stuck = sum(1 for _ in find_stuck(fleet.state.processes.values(), fleet.policy))
     alive = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "nothing alive"
     return (
         f"{clock(fleet.now_ms)}  {len(fleet.state.processes)} processes  {alive}  drift: "
@@ -208,7 +197,7 @@ def _idle(fleet: Fleet) -> list[RenderableType]:
 def _stuck(fleet: Fleet) -> list[RenderableType]:
     rows = [
         (one.ref, one.entry, one.process, one.failures, clock(one.next_try_ms), one.reason)
-        for one in find_stuck(fleet.state, fleet.policy)
+        for one in find_stuck(fleet.state.processes.values(), fleet.policy)
     ]
     columns = ["resource", "entry", "process", "failures#", "next try", "why"]
     return [table("stuck teardowns", columns, rows)] if rows else []

@@ -10,8 +10,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from pydantic import ValidationError
 
-from store.connection import Unavailable
 from store.errors import BadMoment, HistoryDropped, NoAnswer, ReconcilerError, UnknownProcess
+from store.refusals import Unavailable
 
 log = structlog.get_logger("reconciler.web")
 

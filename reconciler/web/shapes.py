@@ -64,6 +64,8 @@ class Stuck(msgspec.Struct):
     process: str
     failures: int
     reason: str
+    next_try_ms: int
+    entry: str | None = None
 
 
 class FleetNow(msgspec.Struct):

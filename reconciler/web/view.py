@@ -27,16 +27,19 @@ from reconciler.policy import Policy
 from reconciler.tail import Tail
 from reconciler.web.errors import ApiError
 from reconciler.web.lifetimes import Lifetimes
-from store.channel import Inbox, InventoryReader
-from store.connection import BLOCK_MS, Unavailable, check_cancelled
+from store.connection import BLOCK_MS
 from store.errors import PolicyError
 from store.event import EventRow
+from store.inbox import Inbox
+from store.inventories import InventoryReader
 from store.lease import holders
 from store.log import EventLog
 from store.messages import Inventory
 from store.namespace import Namespace
 from store.position import ms_of
+from store.refusals import Unavailable
 from store.retention import read_covered
+from store.tasks import check_cancelled
 
 log = structlog.get_logger("reconciler.web")
 

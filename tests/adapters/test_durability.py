@@ -14,7 +14,7 @@ from store.client import make_client
 from store.durability import confirmation, confirmed
 from store.namespace import Namespace
 from tests.adapters.test_outages import Pair, sent
-from tests.support import RedisProcess, batch, eventually, whole
+from tests.support import RedisProcess, batch, eventually, server_with_waitaof, whole
 
 
 @pytest.fixture
@@ -74,6 +74,35 @@ class TestGiven:
         ) as host:
             host.record("created", "session/s")
             await sent(host)
+
+    async def test_waitaof(self, folder: Path, caplog: pytest.LogCaptureFixture):
+        """A server that flushes every second is asked, with each batch, to have it on disk."""
+        binary = server_with_waitaof()
+        server = RedisProcess(
+            folder / "r", "--port", "0", "--appendfsync", "everysec", binary=binary
+        )
+        server.start()
+        try:
+            async with connect(f"{server.url}?durability=fsync") as store:
+                assert (await confirmation(store, None) or ())[0] == "WAITAOF"
+                async with Host.connect(store, name="svc", namespace="t") as host:
+                    for _ in range(100):
+                        host.record("reused", "session/s")
+                    await sent(host)
+                    assert await whole(EventLog(store, "t"), host.process) == host.recorder.seq
+                    # A file that is switched off meanwhile: nothing is acknowledged, nothing lost.
+                    await store.redis.config_set("appendonly", "no")
+                    host.record("reused", "session/s")
+                    with caplog.at_level(logging.WARNING):
+                        await eventually(lambda: "WAITAOF" in caplog.text, 15)
+                    assert len(host.recorder) == 1
+                    await store.redis.config_set("appendonly", "yes")
+                    await sent(host, 30)
+                server.kill()
+                server.start()
+                assert await whole(EventLog(store, "t"), host.process) == host.recorder.seq
+        finally:
+            server.kill()
 
     async def test_replicated(self, folder: Path, caplog: pytest.LogCaptureFixture):
         """What is acknowledged is on the replica; without a replica nothing is, and nothing is lost."""

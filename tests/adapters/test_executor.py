@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from adapters import Host
-from adapters.executor import current_order
+from adapters.entry import current_order
 from store import EventLog, NotAlive
 from store.event import EventRow
 from store.messages import Action, Order, hash_of
@@ -195,6 +195,23 @@ class TestPreconditions:
         """What uses itself is not busy because of that."""
         host.registry("session", {"s": 1}, uses=lambda *_: ["session/s"])
         assert (await outcome(host, order(host, "session/s")))[0] == "cleaned_up"
+
+    async def test_circle_goes_as_a_whole(self, host: Host):
+        """What uses each other in a circle can be ended, if all of it is as the worker saw it."""
+        host.registry("left", {"l": 1}, uses=lambda *_: ["right/r"])
+        host.registry("right", {"r": 1}, uses=lambda *_: ["left/l"])
+        await self.refused(host, order(host, "left/l"), "busy: right/r uses it")
+        seqs = {ref: host.entries[ref].seq for ref in ("left/l", "right/r")}
+        left = order(host, "left/l", circle={"right/r": seqs["right/r"]}, after=("right/r",))
+        with host.acquire("right/r"):
+            await self.refused(host, left, "busy: right/r is in a circle with it, and was used")
+        await self.refused(host, left, "busy: right/r is in a circle with it, and was used")
+        seqs = {ref: host.entries[ref].seq for ref in ("left/l", "right/r")}
+        left = order(host, "left/l", circle={"right/r": seqs["right/r"]}, after=("right/r",))
+        right = order(host, "right/r", circle={"left/l": seqs["left/l"]}, after=("left/l",))
+        answers = await carried_out(host, left, right)
+        assert [[type for type, _ in said] for said in answers.values()] == [["cleaned_up"]] * 2
+        assert not host.entries
 
     async def test_something_has_to_go_first(self, host: Host):
         """What should go before it is still alive."""

@@ -13,8 +13,8 @@ from adapters import Host
 from adapters.host import restore
 from reconciler.fold import FleetState, ProcessState
 from store import EventLog, NotAlive, Store, connect
-from store.channel import InventoryReader
 from store.event import NO_DIGEST, chain, decode_row, split_digest
+from store.inventories import InventoryReader
 from store.messages import Inventory
 from store.namespace import open_namespace
 from tests.support import RedisProcess, entries_of, eventually, story

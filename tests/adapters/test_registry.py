@@ -137,7 +137,7 @@ class SameAsADict(RuleBasedStateMachine):
         assert alive(self.host) == refs
         assert set(self.host.entries) == refs
         assert self.host.inventory().held == refs
-        assert len(self.host._book) == self.registry.noted == len(refs)
+        assert len(self.host.book) == self.registry.noted == len(refs)
 
 
 TestSameAsADict = SameAsADict.TestCase
@@ -309,7 +309,7 @@ class TestIndex:
         assert {(e.key, e.target) for e in index.known()} == {("a", "runner/3"), ("c", "runner/4")}
         index.clear()
         assert list(index.known()) == []
-        assert len(host._book) == 0
+        assert len(host.book) == 0
 
     def test_list_changed_in_place(self):
         """A list that the service changes in place is noticed by a rescan."""
@@ -356,7 +356,7 @@ class TestIndex:
         index = host.index("i", "runner", content={"a": "1"})
         assert host.remove(index) == {"a": "1"}
         assert self.named(host) == set()
-        assert len(host._book) == 0
+        assert len(host.book) == 0
 
     def test_a_function_that_raises_stops_nothing(self):
         """A `targets` that raises for one entry does not stop the look at other registries."""

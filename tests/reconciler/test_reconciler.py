@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 
-import reconciler.reconciler as reconciler_module
 from adapters import Host
-from reconciler import Policy, Reconciler
+from reconciler import Policy, Reconciler, forced
 from store import EventLog, Store, UnknownProcess
-from store.channel import ask
-from store.connection import end_tasks
 from store.event import NO_DIGEST, encode
+from store.inbox import ask
 from store.messages import Note
+from store.tasks import end_tasks
 from tests.support import entries_of, eventually, row, story
 
 pytestmark = pytest.mark.parametrize("near", [False, True], ids=["through-redis", "in-process"])
@@ -112,6 +111,23 @@ class TestTeardown:
 
         await eventually(told)
 
+    async def test_circle(self, service: Service, start: Start):
+        """What uses each other in a circle goes like everything else, and what hangs on it after it."""
+        host = service.host
+        closed: list[str] = []
+        pool = host.registry("pool", teardown=lambda id, _: closed.append(id))
+        wheel = host.registry(
+            "wheel", teardown=lambda id, _: closed.append(id),
+            uses=lambda id, _: {"a": ["wheel/b"], "b": ["wheel/c"], "c": ["wheel/a", "pool/p"]}[id],
+        )  # fmt: skip
+        pool["p"] = object()
+        for name in "abc":
+            wheel[name] = object()
+        reconciler = await start(idle_timeouts={"wheel": 0.05, "pool": 0.05})
+        await eventually(lambda: not wheel and not pool)
+        assert (sorted(closed[:3]), closed[3:]) == (["a", "b", "c"], ["p"])
+        assert not reconciler.outlook.stuck
+
     async def test_idle_session_then_runner_then_agent(
         self, service: Service, start: Start, log: EventLog
     ):
@@ -188,7 +204,7 @@ class TestRetry:
         service.fail = "it broke"
         service.sessions["s"] = "r"
         reconciler = await start(**QUICK, backoff=0.02, backoff_max=0.1, stuck_after=3)
-        await eventually(lambda: reconciler._stuck, timeout=10)
+        await eventually(lambda: reconciler.outlook.stuck, timeout=10)
         found = await entries_of(log)
         asked = [e.at_ms for e in found if e.event.type == "cleanup_requested"]
         assert len(asked) >= 3
@@ -197,7 +213,7 @@ class TestRetry:
         assert row["ref"] == "session/s"
         service.fail = ""
         await eventually(lambda: not service.sessions)
-        await eventually(lambda: not reconciler._stuck)
+        await eventually(lambda: not reconciler.outlook.stuck)
 
     async def test_reported_by_a_forced_pass(self, service: Service, start: Start):
         """A forced pass tries at once, and says what failed and why."""
@@ -293,12 +309,12 @@ class TestForcedPass:
         """A host that gives no fresh inventory in time is named; what it had published is used."""
         if near:
             pytest.skip("a host in the same process cannot be silent")
-        monkeypatch.setattr(reconciler_module, "_FRESH_SECONDS", 0.2)
+        monkeypatch.setattr(forced, "_FRESH_SECONDS", 0.2)
         reconciler = await start(run=False)
         service.agent_runners["a"] = "gone"
         await eventually(lambda: len(service.host.recorder) == 0)
         await end_tasks([t for t in service.host._tasks if t.get_name().endswith("_receive")])
-        await eventually(lambda: not service.host._book.dirty)
+        await eventually(lambda: not service.host.book.dirty)
         result = await reconciler.reconcile(dry_run=True)
         assert result.silent == {service.host.process}
         assert refs(result.as_dict()["dangling"]) == [("runner/gone", "a")]

@@ -9,7 +9,9 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from store import EventLog, Fenced, Order, SequenceGap, Store
-from store.channel import HostChannel, Inbox, InventoryReader, WorkerChannel, answer, ask
+from store.channel import HostChannel, WorkerChannel
+from store.inbox import Inbox, answer, ask
+from store.inventories import InventoryReader
 from store.lease import Lease, take_lease
 from store.messages import (
     Action,

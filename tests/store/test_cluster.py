@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 
 import pytest
 
-from store import EventLog, connect
-from store.connection import Unavailable
+from store import DurabilityError, EventLog, NotConfirmed, connect
+from store.durability import confirmation
+from store.event import NO_DIGEST, encode_body, seal_all
 from store.lease import Lease, holders, take_leases
 from store.namespace import Namespace, open_namespace
+from store.refusals import Unavailable
 from tests.redis_processes import RedisCluster, Server, running
-from tests.support import batch, entries_of, eventually
+from tests.support import batch, entries_of, eventually, row, whole
 
 pytestmark = pytest.mark.slow
 
@@ -134,3 +137,47 @@ class TestAMasterDies:
                 if len(seen) == count:
                     break
         return seen
+
+
+class TestDurability:
+    """What is acknowledged as replicated is on a replica of the very node that has the partition."""
+
+    async def test_replicated(self, cluster: RedisCluster, dead: Server, namespace: str):
+        """Confirmed with a replica, not without, and again after the replica has taken over."""
+        async with connect(f"{cluster.url}?durability=replicated") as store:
+            confirm = await confirmation(store, None) or ()
+            assert confirm[:2] == ("WAIT", "1")
+            log = EventLog(store, namespace)
+            space = await log.namespace()
+            process = next(p for n in range(1000) if space.partition_of(p := f"p{n}") == 0)
+            payloads, _ = seal_all(
+                [encode_body(row(n, process=process)) for n in (1, 2, 3)], NO_DIGEST
+            )
+            assert (await log.append_encoded(process, 1, payloads[:1], confirm)).added == 1
+
+            replica = cluster.replica_of(dead)
+            replica.kill()
+            with pytest.raises(NotConfirmed):
+                await log.append_encoded(process, 2, payloads[1:2], ("WAIT", "1", "200"))
+            await eventually(lambda: dead.client.info("replication")["connected_slaves"] == 0, 20)
+            with pytest.raises(DurabilityError, match=f"node .*:{dead.port} of .* has none"):
+                await confirmation(store, None)
+
+            await asyncio.to_thread(cluster.mend)
+            assert (await log.append_encoded(process, 2, payloads[1:2], confirm)).added == 0
+            dead.kill()
+            last = [0]
+
+            async def confirmed_again() -> bool:
+                with contextlib.suppress(NotConfirmed, *Unavailable):
+                    last[:] = [
+                        (await log.append_encoded(process, 3, payloads[2:], confirm)).last_seq
+                    ]
+                return last == [3]
+
+            # The promoted replica takes it, and has nobody to confirm it until a replica is back.
+            await eventually(lambda: cluster.replica_leads(replica), 60)
+            mending = asyncio.create_task(asyncio.to_thread(cluster.mend))
+            await eventually(confirmed_again, 60)
+            await mending
+            assert await whole(log, process) == 3

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from store import BadAddress, Fenced, RedisUnavailable, Store, connect
-from store.connection import check_cancelled, end_tasks, opened, shown
+from store.connection import shown
 from store.embedded import find_server
+from store.tasks import check_cancelled, end_tasks
 from tests.support import RedisProcess, eventually
 
 SECRET = "hunter2secret"
@@ -87,12 +88,6 @@ class TestSchemes:
         await store.close()
         with pytest.raises(RedisUnavailable, match="is not connected"):
             _ = store.redis
-
-    async def test_opened_leaves_an_open_store_open(self, store: Store):
-        """`opened` closes what it opened, and nothing else."""
-        async with opened(store) as same:
-            assert same is store
-        assert await store.redis.ping()
 
 
 class TestBadAddress:
