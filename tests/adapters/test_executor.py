@@ -144,6 +144,44 @@ class TestTeardown:
         )
         assert went == ["s", "r", "a"]
 
+    async def test_one_that_hangs_delays_only_what_hangs_on_it(self, host: Host):
+        """A runner goes though another chat's session hangs; that chat's own runner waits for it."""
+        go = asyncio.Event()
+        went: list[str] = []
+
+        async def end(id: str, obj: Any) -> None:
+            if id == "hangs":
+                await go.wait()
+            went.append(id)
+
+        host.registry("runner", {"r1": 1, "r2": 1}, teardown=end)
+        host.registry(
+            "session", {"hangs": "r1", "s2": "r2"}, teardown=end,
+            uses=lambda id, runner: [f"runner/{runner}"],
+        )  # fmt: skip
+        host.index("session_to_runner", "runner", content={"hangs": "r1", "x": "gone"})
+        drop = {"action": Action.DROP_ENTRY, "registry": "session_to_runner", "stage": 9}
+        done = asyncio.create_task(
+            carried_out(
+                host,
+                order(host, "session/hangs"),
+                order(host, "session/s2"),
+                order(host, "runner/r1", stage=1, after=("session/hangs",)),
+                order(host, "runner/r2", stage=1, after=("session/s2",)),
+                order(host, "runner/r1", id="o-1", key="hangs", **drop),
+                order(host, "runner/gone", id="o-2", key="x", **drop),
+            )
+        )
+        await eventually(lambda: "runner/r2" not in host.entries)
+        assert went == ["s2", "r2"]
+        assert host.indexes["session_to_runner"] == {"hangs": "r1"}
+        assert set(host.entries) >= {"session/hangs", "runner/r1"}
+        go.set()
+        answers = await done
+        assert went == ["s2", "r2", "hangs", "r1"]
+        assert {type for outcomes in answers.values() for type, _ in outcomes} == {"cleaned_up"}
+        assert host.indexes["session_to_runner"] == {}
+
     async def test_told_which_order(self, host: Host):
         """A teardown can ask which order it carries out; nobody else sees one."""
         seen: list[Order | None] = []
