@@ -139,8 +139,16 @@ class Components:
         return self
 
     def __getitem__(self, name: str) -> Any:
-        """A component that has been started."""
-        return self._values[name]
+        """A component that has been started.
+
+        Raises:
+            KeyError: it is not running, or nobody added it.
+        """
+        try:
+            return self._values[name]
+        except KeyError:
+            why = "is not running" if name in self._declared else "was never added"
+            raise KeyError(f"component {name} {why}") from None
 
     def order(self) -> list[str]:
         """The names in the order of start.
@@ -165,10 +173,13 @@ class Components:
 
         Raises:
             ValueError: see `order`.
+            RuntimeError: they are running already.
             ExceptionGroup: one could not be started; those before it are closed again, and what
                 went wrong with that is in the group too.
         """
         names = self.order()
+        if self._stack is not None:
+            raise RuntimeError("the components are running already: close them first")
         self._stack, self._errors = AsyncExitStack(), []
         self._stop.clear()
         try:

@@ -94,7 +94,7 @@ async def _leases(
 async def _servers(store: Store) -> dict[str, Any]:
     """INFO of each server that is written to."""
     found = await store.infos()
-    return found if store.is_cluster else {"Redis": info for info in found.values()}
+    return found if store.is_cluster else {"Redis": found[store.url]}
 
 
 async def _nodes_away(store: Store) -> list[str]:
