@@ -59,10 +59,10 @@ def leak_probe(request: pytest.FixtureRequest) -> Iterator[LeakProbe]:
             _fail_for([one for one in probe.look(collect=True) if one.ref in waited])
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
-    probe = pyfuncitem.funcargs.get("leak_probe")
-    if not isinstance(probe, LeakProbe):
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    probe = item.funcargs.get("leak_probe") if isinstance(item, pytest.Function) else None
+    if not isinstance(item, pytest.Function) or not isinstance(probe, LeakProbe):
         return (yield)
     probe.begin()
     gc.freeze()
@@ -71,9 +71,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
         found = probe.look(collect=True)
     finally:
         gc.unfreeze()
-    if _has_fixtures(pyfuncitem):
+    if _has_fixtures(item):
         may_close = [one for one in found if one.can_be_closed]
-        pyfuncitem.stash[_TO_CLOSE] = {one.ref for one in may_close}
+        item.stash[_TO_CLOSE] = {one.ref for one in may_close}
         found = [one for one in found if not one.can_be_closed]
     _fail_for(found)
     return result

@@ -35,6 +35,7 @@ pytestmark = pytest.mark.leaks_on_purpose
 PLANTED = """
 import asyncio
 import logging
+import unittest
 
 import aiohttp
 import pytest
@@ -111,6 +112,19 @@ async def test_clean(leak_probe, tmp_path):
     await runner.close()
 
 
+class TestOfUnittest(unittest.IsolatedAsyncioTestCase):
+    async def test_of_unittest(self):
+        kept.append(aiohttp.ClientSession())  # planted: leaked_http_session
+
+
+class TestInAClass:
+    def teardown_method(self):
+        self.handler.close()
+
+    def test_clean_what_a_method_closes_later(self, tmp_path):
+        self.handler = logging.FileHandler(tmp_path / "a.log")
+
+
 @pytest.fixture
 async def of_a_fixture():
     async with aiohttp.ClientSession() as session:
@@ -174,16 +188,16 @@ class TestFixture:
             ],
             capture_output=True, text=True, timeout=100, check=False,
         )  # fmt: skip
-        failed = set(re.findall(r"^FAILED \S+::(\w+)", done.stdout, re.MULTILINE))
+        failed = set(re.findall(r"^FAILED \S+::(\w+) ", done.stdout, re.MULTILINE))
         late = re.findall(r"^ERROR \S+::(\w+)", done.stdout, re.MULTILINE)
-        assert late == ["test_late"], done.stdout + done.stderr
-        (told,) = re.findall(r"ERROR at teardown of test_late _+\n+(.*\n(?:  .*\n)+)", done.stdout)
+        assert late == ["test_of_unittest", "test_late"], done.stdout + done.stderr
+        (told,) = re.findall(r"ERROR at teardown of \w*\.?test_late _+\n+(.*\n(?:  .*\n)+)", done.stdout)
         assert told.count("\n  ") == 1
         assert "in one\n" in told
         failed.update(late)
-        said = dict(re.findall(r"_ (test_\w+) _+\n+(the test leaked:\n(?:  .*\n)+)", done.stdout))
+        said = dict(re.findall(r"_ (?:\w+\.)?(test_\w+) _+\n+(the test leaked:\n(?:  .*\n)+)", done.stdout))
         planted = {
-            line.split("(")[0].removeprefix("async ").removeprefix("def ")
+            line.split("(")[0].strip().removeprefix("async ").removeprefix("def ")
             for line in PLANTED.splitlines()
             if "def test_" in line
         }
