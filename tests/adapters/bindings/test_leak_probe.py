@@ -188,14 +188,18 @@ class TestFixture:
             ],
             capture_output=True, text=True, timeout=100, check=False,
         )  # fmt: skip
-        failed = set(re.findall(r"^FAILED \S+::(\w+) ", done.stdout, re.MULTILINE))
+        failed = set(re.findall(r"^FAILED \S+::(\w+)", done.stdout, re.MULTILINE))
         late = re.findall(r"^ERROR \S+::(\w+)", done.stdout, re.MULTILINE)
         assert late == ["test_of_unittest", "test_late"], done.stdout + done.stderr
-        (told,) = re.findall(r"ERROR at teardown of \w*\.?test_late _+\n+(.*\n(?:  .*\n)+)", done.stdout)
+        (told,) = re.findall(
+            r"ERROR at teardown of \w*\.?test_late _+\n+(.*\n(?:  .*\n)+)", done.stdout
+        )
         assert told.count("\n  ") == 1
         assert "in one\n" in told
         failed.update(late)
-        said = dict(re.findall(r"_ (?:\w+\.)?(test_\w+) _+\n+(the test leaked:\n(?:  .*\n)+)", done.stdout))
+        said = dict(
+            re.findall(r"_ (?:\w+\.)?(test_\w+) _+\n+(the test leaked:\n(?:  .*\n)+)", done.stdout)
+        )
         planted = {
             line.split("(")[0].strip().removeprefix("async ").removeprefix("def ")
             for line in PLANTED.splitlines()
