@@ -40,8 +40,7 @@ def desired_until(process: ProcessState, policy: Policy) -> dict[str, float]:
     """Until when each resource of a process is desired, in ms of Redis time; `inf` is for ever.
 
     Resources are taken in an order in which what keeps a thing alive comes before the thing. Where
-    edges go round in a circle, its members live as long as the longest-lived among them, and the idle
-    times of all of them after that.
+    edges go round in a circle, its members live as long as the longest-lived among them.
     """
     resources = process.resources
     kept_by: dict[str, int] = dict.fromkeys(resources, 0)
@@ -72,8 +71,6 @@ def desired_until(process: ProcessState, policy: Policy) -> dict[str, float]:
     below = {ref: [kept for kept, _ in keeps[ref]] for ref in kept_by}
     for circle in circles(below):
         longest = max(until[ref] for ref in circle)
-        if len(circle) > 1:
-            longest += sum(policy.idle_ms(resources[ref].kind) or 0.0 for ref in circle)
         for ref in circle:
             until[ref] = longest
             for kept, after in keeps[ref]:

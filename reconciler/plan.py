@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from zlib import crc32
 
 from reconciler.drift import Drift, DriftItem
@@ -221,7 +222,11 @@ def _teardowns(
         waiting.append(Waiting(item, 0, "something that uses or owns it is still alive"))
         kept += process.resources[ref].uses
         kept += owned.get(ref, ())
-    consequences = _owned_along([*going, *ghosts], process, owned, users, now_ms=now_ms, free=free)
+    staying = {w.item.ref for w in waiting if w.item.process == process.id}
+    consequences = _owned_along(
+        [*going, *ghosts], process, owned, users,
+        free=lambda item: item.ref not in staying and free(item), now_ms=now_ms,
+    )  # fmt: skip
     everything = going | consequences
     stages, circle_of = _stages(process, everything, users)
     for ref, item in everything.items():
@@ -256,8 +261,8 @@ def _owned_along(
     while todo:
         ended = todo.pop()
         # Its user was all that kept alive what has lost its owner before.
-        lonely = [u for u in process.resources[ended].uses if _ownerless(process, u)]
-        for ref in [*owned.get(ended, ()), *lonely]:
+        lonely = [_without_owner(process, used) for used in process.resources[ended].uses]
+        for ref in [*owned.get(ended, ()), *chain.from_iterable(lonely)]:
             resource = process.resources[ref]
             if ref in gone or resource.in_use or resource.keep_until_ms > now_ms:
                 continue
@@ -267,8 +272,12 @@ def _owned_along(
                 along[ref] = item
                 gone.add(ref)
                 todo.append(ref)
-    # Candidates so far: those stay that something uses that stays, and what they own with them.
-    kept = [ref for ref in along if any(user not in gone for user in users.get(ref, ()))]
+    # Candidates so far: those stay that something uses or owns that stays.
+    kept = [
+        ref for ref in along
+        if any(user not in gone for user in users.get(ref, ()))
+        or ((owner := process.resources[ref].owned_by) in process.resources and owner not in gone)
+    ]  # fmt: skip
     while kept:
         ref = kept.pop()
         if along.pop(ref, None) is not None:
@@ -278,22 +287,21 @@ def _owned_along(
     return along
 
 
-def _ownerless(process: ProcessState, ref: str) -> bool:
-    """It is alive, and was owned by something that is not, or in a circle by itself."""
+def _without_owner(process: ProcessState, ref: str) -> list[str]:
+    """It, if its owner is gone; the circle of owners that it is in, if it is; else nothing."""
     resource = process.resources.get(ref)
     if resource is None or resource.owned_by is None:
-        return False
-    if resource.owned_by not in process.resources:
-        return True
-    owners: set[str] = set()
+        return []
+    circle = [ref]
     owner: str | None = resource.owned_by
-    while owner is not None and owner not in owners:
+    while owner is not None and (above := process.resources.get(owner)) is not None:
         if owner == ref:
-            return True
-        owners.add(owner)
-        above = process.resources.get(owner)
-        owner = above.owned_by if above is not None else None
-    return False
+            return circle
+        if owner in circle:
+            return []
+        circle.append(owner)
+        owner = above.owned_by
+    return [ref] if len(circle) == 1 else []
 
 
 def _before(
