@@ -273,22 +273,32 @@ class TestSignals:
         else:
             assert (out.splitlines()[2:], running.returncode) == (["behind"], 0)
 
-    def test_a_signal_while_they_start_closes_what_has_started(self) -> None:
-        """The one that starts is given up, the one before it closed."""
+    @pytest.mark.parametrize(
+        ("main", "status"),
+        [("components.serve()", 0), ("within()", 128 + signal.SIGTERM)],
+        ids=["serve", "async with"],
+    )
+    def test_a_signal_while_they_start_closes_what_has_started(
+        self, main: str, status: int
+    ) -> None:
+        """The one that starts is given up, the one before it closed; no traceback."""
         with program(
-            """
+            f"""
             async def hang(db):
                 print("starting", flush=True)
                 await asyncio.Event().wait()
             components = Components().add("db", part("db")).add("api", hang, needs=["db"])
-            asyncio.run(components.serve())
+            async def within():
+                async with components:
+                    print("never reached", flush=True)
+            asyncio.run({main})
             """
         ) as running:
             assert running.stdout is not None
             assert [running.stdout.readline() for _ in range(2)] == ["+db\n", "starting\n"]
             running.send_signal(signal.SIGTERM)
             out, err = running.communicate(timeout=30)
-        assert (out, err, running.returncode) == ("-db\n", "", 0)
+        assert (out, err, running.returncode) == ("-db\n", "", status)
 
     def test_a_second_signal_ends_a_program_whose_close_hangs(self) -> None:
         """Who does not want to wait for the time limit signals again."""
