@@ -257,15 +257,16 @@ class LeakProbe:
             yield self._finding(f"leaked_{note.sort}", note, what)
 
     def _tasks(self) -> Iterator[Finding]:
+        def concerns(task: asyncio.Task[Any]) -> bool:
+            note = creations.of(task)
+            return not self._begun or (note is not None and note.number > self._since)
+
         # One by one: a list of them would hold them, and so hide that nobody else does.
-        for task in forsaken_tasks(task for _, task in creations.live("task")):
+        for task in forsaken_tasks((task for _, task in creations.live("task")), concerns):
             note = creations.of(task) or Creation("task", task.get_name(), 0)
-            if note.number > self._since or not self._begun:
-                name = getattr(task.get_coro(), "__qualname__", task.get_name())
-                what = f"a task runs {name} and nobody awaits it or holds it"
-                if not note.number:
-                    note.type = task.get_name()
-                yield self._finding("leaked_task", note, what, task)
+            name = getattr(task.get_coro(), "__qualname__", task.get_name())
+            what = f"a task runs {name} and nobody awaits it or holds it"
+            yield self._finding("leaked_task", note, what, task)
 
     def _trends(self) -> Iterator[Finding]:
         for (kind, name), samples in self._samples.items():

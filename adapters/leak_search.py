@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from adapters import heap
@@ -44,7 +44,9 @@ def only_grows(samples: Sequence[int], at_least: int) -> bool:
     return floors[0] < floors[1] < floors[2] and floors[2] - floors[0] >= at_least
 
 
-def forsaken_tasks(noted: Iterable[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:
+def forsaken_tasks(
+    noted: Iterable[asyncio.Task[Any]], concerns: Callable[[asyncio.Task[Any]], bool]
+) -> list[asyncio.Task[Any]]:
     """Pending tasks that nobody awaits and nobody holds: fire and forget.
 
     asyncio itself holds a task only weakly; one that something refers to (a list, an attribute, a
@@ -54,6 +56,7 @@ def forsaken_tasks(noted: Iterable[asyncio.Task[Any]]) -> list[asyncio.Task[Any]
 
     Args:
         noted: tasks that are known already; those of the running loop are looked at as well.
+        concerns: the others are left out, before the heap is asked who holds them.
     """
     tasks = set(noted)
     current: asyncio.Task[Any] | None = None
@@ -68,6 +71,7 @@ def forsaken_tasks(noted: Iterable[asyncio.Task[Any]]) -> list[asyncio.Task[Any]
         for task in tasks
         if task is not current
         and not task.done()
+        and concerns(task)
         and not getattr(task, "_callbacks", None)
         and not task.cancelling()
         and type(task.get_coro()).__name__ != "async_generator_athrow"
