@@ -33,7 +33,7 @@ from store.log import EventLog
 from store.messages import Summary
 from store.namespace import open_namespace
 from store.refusals import Unavailable
-from store.tasks import check_cancelled
+from store.tasks import check_cancelled, under_way
 
 log = get_logger("adapters.sender")
 
@@ -270,7 +270,7 @@ class Sender:
             )
             try:
                 if len(outbox) > 2 * len(payloads):
-                    await asyncio.sleep(0)  # It is on its way. Redis works now, and so do we.
+                    await under_way()  # Redis works now, and so do we.
                     outbox.prepare()
                 await sending
             except asyncio.CancelledError:

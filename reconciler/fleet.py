@@ -9,6 +9,7 @@ from typing import Any
 
 from reconciler.drift import Drift, find_drift
 from reconciler.fold import FleetState
+from reconciler.fold_page import fold_page
 from reconciler.history import nearest_snapshot
 from reconciler.plan import Plan, make_plan
 from reconciler.policy import Policy
@@ -17,7 +18,6 @@ from store.inventories import InventoryReader
 from store.log import EventLog
 from store.messages import Inventory, Summary
 from store.namespace import Namespace
-from store.position import ms_of
 
 Progress = Callable[[int], None]
 """Called with the number of entries read since the last call."""
@@ -83,9 +83,8 @@ async def fold_partition(
     progress(state.events)
     high = "+" if until is None else f"{until[0]}-{until[1]}"
     async for page in event_log.pages(partition, position, until=high):
-        for entry_id, row in page.rows:
-            state.apply(row, ms_of(entry_id))
-        progress(len(page.rows) + len(page.malformed))
+        fold_page(state, page.events, page.times)
+        progress(page.entries)
         if page.malformed:
             await event_log.quarantine(partition, page.malformed)
     return state

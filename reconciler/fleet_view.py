@@ -17,7 +17,7 @@ from math import inf
 
 from reconciler.drift import Drift
 from reconciler.fleet import Fleet, Progress, fold_log, recorded_policy
-from reconciler.fold import FleetState, ProcessState, Resource
+from reconciler.fold import Event, FleetState, ProcessState, Resource
 from reconciler.history import nearest_snapshot
 from reconciler.plan import make_plan
 from reconciler.policy import Policy
@@ -25,11 +25,9 @@ from reconciler.scan import END, entry_id
 from reconciler.watch import ProcessWatch, Watches
 from store.connection import Store
 from store.errors import HistoryDropped
-from store.event import EventRow
 from store.inventories import InventoryReader
 from store.log import EventLog
 from store.namespace import Namespace
-from store.position import id_key
 
 RATE_MS = 600_000
 """Rates are over this long."""
@@ -139,15 +137,14 @@ class FleetView:
             page = await self._log.page(partition, self._positions[partition])
             if page.position == self._positions[partition]:
                 return
-            for name, row in page.rows:
-                at_ms = id_key(name)[0]
-                self._count(row, at_ms)
-                self._watches.fold(self._state, row, at_ms)
+            for event, at_ms in zip(page.events, page.times, strict=True):
+                self._count(event, at_ms)
+                self._watches.fold(self._state, event, at_ms)
             self._positions[partition] = page.position
-            progress(len(page.rows) + len(page.malformed))
+            progress(page.entries)
             await self._log.quarantine(partition, page.malformed)
 
-    def _count(self, event: EventRow, at_ms: int) -> None:
+    def _count(self, event: Event, at_ms: int) -> None:
         kind = event.type
         holder = self._state.processes.get(event.holder or event.process)
         went = 0

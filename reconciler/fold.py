@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from sys import intern
 from typing import Protocol
 
@@ -24,6 +25,8 @@ from store.event import Scalar
 GONE_KEPT = 4096
 """How many cleaned-up resources of a process are remembered, to compare with inventories that were
 taken a little earlier."""
+GONE_MOST = GONE_KEPT * 3 // 2
+"""Beyond this the oldest are forgotten together: one by one costs as much as the rest of a fold."""
 
 
 class Event(Protocol):
@@ -114,7 +117,8 @@ class ProcessState(msgspec.Struct):
         seq: of its last event.
         resources: alive, by reference, in the order of creation.
         attempts: teardowns that are under way or did not succeed, by target (see `target_of`).
-        gone: target -> seq of the event that ended it, the latest last, at most `GONE_KEPT`.
+        gone: target -> seq of the event that ended it, the latest last; the last `GONE_KEPT` at least,
+            half as many again at most.
     """
 
     id: str
@@ -130,11 +134,12 @@ class ProcessState(msgspec.Struct):
         self.attempts.pop(target, None)
         self.gone.pop(target, None)
         self.gone[target] = seq
-        if len(self.gone) > GONE_KEPT:
-            del self.gone[next(iter(self.gone))]
-            if seq % 256 == 0:
-                # The first key of a dict is found by passing over all that were deleted before it.
-                self.gone = dict(self.gone)
+        if len(self.gone) > GONE_MOST:
+            self.forget_oldest()
+
+    def forget_oldest(self) -> None:
+        """Forgets what is gone longest; what is left is in another dict from here on."""
+        self.gone = dict(islice(self.gone.items(), len(self.gone) - GONE_KEPT, None))
 
     def close(self, ref: str, seq: int, at_ms: int) -> None:
         """Takes a resource out of what is alive."""
@@ -241,7 +246,7 @@ class FleetState(msgspec.Struct):
         self.stopped -= part.stopped
 
 
-_LARGEST = 2**52
+LARGEST = 2**52
 """Larger numbers are taken for this one: a state must fit into a snapshot, whatever a host writes."""
 _NUMBER = (int, float)
 _ALIVE = frozenset({"created", "reused", "adopted"})
@@ -263,8 +268,7 @@ def _alive(process: ProcessState, event: Event, at_ms: int) -> None:
         resource.used_ms = at_ms
     uses = event.uses
     if uses is not None:
-        # Many sessions use one runner: its name is kept once.
-        resource.uses = tuple([intern(used) for used in uses])
+        resource.uses = share(uses)
     for used in resource.uses:
         # Using a session is using its runner, and the runner's use is its agent's. One step is
         # enough: what is kept alive further down follows from the desired state.
@@ -276,19 +280,35 @@ def _alive(process: ProcessState, event: Event, at_ms: int) -> None:
         resource.awaits_owner = False
     attrs = event.attrs
     if attrs is not None:
-        _take_attrs(resource, attrs, at_ms)
+        take_attrs(resource, attrs, at_ms)
 
 
-def _take_attrs(resource: Resource, attrs: dict[str, Scalar], at_ms: int) -> None:
+shared: dict[tuple[str, ...], tuple[str, ...]] = {}
+"""What `share` knows."""
+_SHARED_MOST = 16_384
+
+
+def share(uses: tuple[str, ...]) -> tuple[str, ...]:
+    """The same references, in memory once for all resources that use them: many use one runner."""
+    known = shared.get(uses)
+    if known is None:
+        if len(shared) >= _SHARED_MOST:
+            shared.clear()  # Runners come and go. What is in use is only no longer shared from here on.
+        known = shared[uses] = tuple([intern(used) for used in uses])
+    return known
+
+
+def take_attrs(resource: Resource, attrs: dict[str, Scalar], at_ms: int) -> None:
+    """Takes up what an event says in its attributes."""
     in_use = attrs.get("in_use")
     if in_use is not None:
         if isinstance(in_use, int):
-            resource.in_use = int(in_use) if in_use < _LARGEST else _LARGEST
+            resource.in_use = int(in_use) if in_use < LARGEST else LARGEST
         if len(attrs) == 1:
             return  # A use, the most frequent event of all.
     stay = attrs.get("keep_alive_s")
     if isinstance(stay, _NUMBER):
-        until = at_ms + int(min(stay, _LARGEST / 1000) * 1000)
+        until = at_ms + int(min(stay, LARGEST / 1000) * 1000)
         resource.keep_until_ms = max(resource.keep_until_ms, until)
     user = attrs.get("user")
     if user is not None:
@@ -307,7 +327,7 @@ def _requested(process: ProcessState, event: Event, at_ms: int) -> None:
     target = _target(event)
     before = process.attempts.get(target)
     expected = (event.attrs or {}).get("expected_seq")
-    seq = min(expected, _LARGEST) if isinstance(expected, int) else 0
+    seq = min(expected, LARGEST) if isinstance(expected, int) else 0
     # A resource that changed since the last try is tried afresh.
     # One that was never answered failed, or a host that is silent would never be reported as stuck.
     again = before is not None and before.seq == seq

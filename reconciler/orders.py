@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import structlog
 
+from reconciler.fold import Event
 from reconciler.metrics import Metrics
 from reconciler.partitions import Partitions
 from reconciler.plan import Step
@@ -28,7 +29,7 @@ log = structlog.get_logger("reconciler.orders")
 
 _OUTCOMES = frozenset({"cleaned_up", "adopted", "cleanup_failed", "cleanup_refused"})
 
-Sent = tuple[Step, asyncio.Future[EventRow]]
+Sent = tuple[Step, asyncio.Future[Event]]
 """What was asked for, and the event that will tell what became of it."""
 
 
@@ -71,7 +72,7 @@ class Orders:
         by_partition: dict[int, list[tuple[EventRow, Order]]] = {}
         for step in steps:
             order = _order(step, self._policy)
-            outcome: asyncio.Future[EventRow] = asyncio.get_running_loop().create_future()
+            outcome: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
             self._sent[order.id] = (step, outcome)
             sent.append((step, outcome))
             pair = (_request(step, order), order)
@@ -113,7 +114,7 @@ class Orders:
             asked[process] = order.id
         return asked
 
-    def heard(self, event: EventRow, at_ms: int) -> None:
+    def heard(self, event: Event, at_ms: int) -> None:
         """An event was folded: if it is an outcome, whoever waits for it learns of it."""
         if event.order_id is None or event.order_id not in self._sent:
             return
@@ -126,7 +127,7 @@ class Orders:
             if not outcome.done():
                 outcome.set_result(event)
 
-    def _count(self, step: Step, event: EventRow, at_ms: int) -> None:
+    def _count(self, step: Step, event: Event, at_ms: int) -> None:
         outcome = {"cleanup_failed": "failed", "cleanup_refused": "refused"}.get(event.type, "done")
         kind = step.ref.partition("/")[0] if step.registry is None else "index_entry"
         self._metrics.teardowns.labels(kind, step.sort, outcome).inc()

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import structlog
 
+from reconciler.fold_page import Folded
 from reconciler.forced import Forced
 from reconciler.housekeeping import Housekeeping
 from reconciler.metrics import Metrics
@@ -32,10 +33,10 @@ from reconciler.tail import Tail
 from reconciler.watch import Watches
 from store.connection import BLOCK_MS, Store
 from store.errors import Fenced, ReconcilerError, SequenceGap, UnknownProcess
-from store.event import EventRow, process_id
+from store.event import process_id
 from store.inbox import Inbox, answer
 from store.lease import Lease
-from store.log import EventLog
+from store.log import EventLog, Page
 from store.messages import HostPort, Note, Summary, encode_message
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
 from store.refusals import Unavailable
@@ -109,7 +110,7 @@ class Reconciler:
         )
         self.log = EventLog(self._store, self.namespace)
         watches = Watches(self.policy)
-        self.tail = Tail(self.log, self.metrics, self._seen, watches.fold)
+        self.tail = Tail(self.log, self.metrics, self._seen, watches.fold_page)
         self.outlook = Outlook(self.namespace, self.tail, watches, self.policy, self.now_ms)
         self.housekeeping = Housekeeping(self.log, self.tail, lambda: self.leases, self.now_ms)
         self._inbox = Inbox(self.namespace)
@@ -221,15 +222,15 @@ class Reconciler:
                 continue
             await asyncio.sleep(0.2)
 
-    def _seen(self, partition: int, at_ms: int, event: EventRow) -> None:
-        """An event was folded."""
-        process = event.holder or event.process
-        if partition in self._acting.channels:
-            self._lag_ms = max(0, self.now_ms() - at_ms)
+    def _seen(self, page: Page, folded: Folded) -> None:
+        """A page was folded."""
+        if page.times and page.partition in self._acting.channels:
+            self._lag_ms = max(0, self.now_ms() - page.times[-1])
             self.metrics.lag.set(self._lag_ms / 1000)
-        if event.type != "cleanup_requested":
-            self._touch([process])
-        self._orders.heard(event, at_ms)
+        if folded.told:
+            self._touch(folded.told)
+        for at_ms, event in folded.settled:
+            self._orders.heard(event, at_ms)
 
     def hear_of(self, processes: Iterable[str]) -> None:
         """The inventories of these may have changed."""

@@ -60,7 +60,7 @@ async def _rows(
 ) -> AsyncIterator[tuple[str, EventRow]]:
     async with aclosing(event_log.pages(partition, after, until=until)) as pages:  # type: ignore[type-var]
         async for page in pages:
-            progress(len(page.rows) + len(page.malformed))
+            progress(page.entries)
             for name, row in page.rows:
                 yield name, row
 

@@ -33,6 +33,7 @@ class _Undo:
     target: str
     attempts: dict[str, Any]
     gone: dict[str, int | None]
+    memory: dict[str, int]
 
 
 class Stepper:
@@ -65,7 +66,7 @@ class Stepper:
             entry_id, event, holder, process,
             (0, 0, 0) if process is None else (process.started_ms, process.last_ms, process.seq),
             (state.events, state.lost, state.stopped),
-            {}, target, {}, {},
+            {}, target, {}, {}, {},
         )  # fmt: skip
         if process is not None:
             resource = process.resources.get(event.ref)
@@ -75,10 +76,8 @@ class Stepper:
                 name: copy.copy(process.attempts.get(name)) for name in {target, event.ref}
             }
             undo.gone = {name: process.gone.get(name) for name in {target, event.ref}}
-            if process.gone:
-                # The oldest memory may have to make room.
-                oldest = next(iter(process.gone))
-                undo.gone[oldest] = process.gone[oldest]
+            # When the oldest memories make room, the fold goes on with another dict.
+            undo.memory = process.gone
         self._undo.append(undo)
         state.apply(event, int(entry_id.partition("-")[0]))
 
@@ -97,6 +96,7 @@ class Stepper:
         process.started_ms, process.last_ms, process.seq = undo.numbers
         _restore(process.resources, undo.resources)
         _restore(process.attempts, undo.attempts)
+        process.gone = undo.memory
         _restore(process.gone, undo.gone)
         return True
 

@@ -10,26 +10,24 @@ one, and shares the processes with them. No process is in two partitions.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
-from reconciler.fold import ENDS, FleetState, ProcessState
+from reconciler.fold import Event, FleetState
+from reconciler.fold_page import Folded, fold_page
 from reconciler.history import nearest_snapshot
 from reconciler.metrics import Metrics
-from store.event import EventRow
 from store.log import EventLog, Page, parse_page
-from store.position import id_key, ms_of
+from store.position import id_key
 
 log = structlog.get_logger("reconciler.tail")
 
-Hook = Callable[[int, int, EventRow], None]
-"""(partition, Redis time in ms, event) -> nothing; called for each event after it was folded."""
+Hook = Callable[[Page, Folded], None]
+"""Called for each page after it was folded, with what that did."""
 
-
-Fold = Callable[[FleetState, EventRow, int], ProcessState | None]
-"""(state, event, Redis time in ms) -> its process; folds the event into the state."""
+Fold = Callable[[FleetState, Sequence[Event], Sequence[int]], Folded]
+"""(state, events, Redis times in ms) -> what they did; folds the events into the state."""
 
 
 class Tail:
@@ -43,9 +41,9 @@ class Tail:
     """
 
     def __init__(
-        self, event_log: EventLog, metrics: Metrics, hook: Hook, fold: Fold = FleetState.apply
+        self, event_log: EventLog, metrics: Metrics, hook: Hook, fold: Fold = fold_page
     ) -> None:
-        self._apply = fold
+        self._fold_page = fold
         self.state = FleetState()
         self.parts: dict[int, FleetState] = {}
         self.positions: dict[int, str] = {}
@@ -96,41 +94,35 @@ class Tail:
         position = id_key(self.positions[partition])
         if id_key(page.position) <= position or id_key(page.after) > position:
             return  # Folded already, or given up and taken again meanwhile.
-        self._fold(page, position)
+        fresh = page.since(position)
+        self._fold(fresh)
         self.positions[partition] = page.position
-        fresh = [item for item in page.malformed if id_key(item[0]) > position]
-        if fresh:
-            self._metrics.quarantined.inc(len(fresh))
-            for entry_id, reason in fresh:
+        if fresh.malformed:
+            self._metrics.quarantined.inc(len(fresh.malformed))
+            for entry_id, reason in fresh.malformed:
                 log.warning(
                     "entry quarantined: it is not an event; folding goes on",
                     entry_id=entry_id, partition=partition, reason=reason,
                 )  # fmt: skip
-            await self._log.quarantine(partition, fresh)
+            await self._log.quarantine(partition, fresh.malformed)
 
-    def _fold(self, page: Page, position: tuple[int, int]) -> None:
-        """Folds what of a page is after a position, without a pause: the state is of one instant."""
-        part, everyone, metrics = self.parts[page.partition], self.state.processes, self._metrics
+    def _fold(self, page: Page) -> None:
+        """Folds a page without a pause: the state is of one instant."""
+        part, everyone = self.parts[page.partition], self.state.processes
         events, lost, stopped = part.events, part.lost, part.stopped
-        types: Counter[str] = Counter()
-        skip = id_key(page.after) < position
-        for entry_id, row in page.rows:
-            if skip and id_key(entry_id) <= position:
-                continue
-            at_ms = ms_of(entry_id)
-            process = self._apply(part, row, at_ms)
-            if process is not None:
-                if row.type in ENDS:
-                    everyone.pop(process.id, None)
-                elif process.id not in everyone:
-                    everyone[process.id] = process
-            types[row.type] += 1
-            self._hook(page.partition, at_ms, row)
-        for type, count in types.items():
-            metrics.events.labels(type).inc(count)
+        folded = self._fold_page(part, page.events, page.times)
+        for name in folded.processes:
+            process = part.processes.get(name)
+            if process is None:
+                everyone.pop(name, None)
+            else:
+                everyone[name] = process
         self.state.events += part.events - events
         self.state.lost += part.lost - lost
         self.state.stopped += part.stopped - stopped
+        for type, count in folded.types.items():
+            self._metrics.events.labels(type).inc(count)
+        self._hook(page, folded)
 
     def drop(self, partitions: Iterable[int]) -> None:
         """Gives partitions up: their processes leave the state."""

@@ -12,7 +12,8 @@ by something in use. What shortens a life (a user or an owner that goes) looks a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from math import inf
 
 from reconciler.agenda import Agenda
@@ -26,11 +27,14 @@ from reconciler.drift import (
     untracked_item,
 )
 from reconciler.fold import Event, FleetState, ProcessState
+from reconciler.fold_page import Folded, fold_page
 from reconciler.graph import Graph, Refs, graph_of
 from reconciler.policy import Policy
 from store.messages import IndexEntry, InventoryChange, Summary
 
 _DEEPEST = 200
+_REMEMBERED = 10_000
+"""Moments that one look keeps at hand, as many may hang on the same ones."""
 
 
 class _TooDeep(Exception):
@@ -56,13 +60,14 @@ class ProcessWatch:
         self._policy = policy
         self._agenda = Agenda()
         self._parked: set[str] = set()
-        self._look_at: set[str] = set(process.resources)
-        self._orphans: Refs = {}
+        self._look_at: set[str] = set()
+        self._look_at_all = True
+        self._orphans: dict[str, float] = {}
         self._summary: Summary | None = None
         self._kinds: frozenset[str] = frozenset()
-        self._held: set[str] = set()
-        self._unheld: Refs = {}
-        self._unknown: Refs = {}
+        self._absent: set[str] | None = None  # alive and not held; None is all of them
+        self._unheld: Refs = {}  # those of them whose kind the registries hold
+        self._unknown: Refs = {}  # held and not alive
         self._dead_targets: Refs = {}
 
     # --- events -----------------------------------------------------------------------------------
@@ -94,10 +99,14 @@ class ProcessWatch:
             self._look_at.add(ref)
 
     def _came(self, ref: str) -> None:
-        self._unknown.pop(ref, None)
         self._dead_targets.pop(ref, None)
         self._look_at.update(self.graph.owned_by(ref))
-        if ref not in self._held and ref.partition("/")[0] in self._kinds:
+        if ref in self._unknown:
+            del self._unknown[ref]
+            return
+        if self._absent is not None:
+            self._absent.add(ref)
+        if ref.partition("/")[0] in self._kinds:
             self._unheld[ref] = None
 
     def _ended(self, ref: str, uses: tuple[str, ...], owner: str | None) -> None:
@@ -106,9 +115,12 @@ class ProcessWatch:
         self._orphans.pop(ref, None)
         self._parked.discard(ref)
         self._unheld.pop(ref, None)
-        if ref in self._held:
-            self._unknown[ref] = None
-        elif self.graph.naming(ref):
+        if self._absent is not None:
+            if ref not in self._absent:
+                self._unknown[ref] = None
+                return
+            self._absent.remove(ref)
+        if self.graph.naming(ref):
             self._dead_targets[ref] = None
 
     def _shorten(self, refs: Iterable[str]) -> None:
@@ -129,20 +141,22 @@ class ProcessWatch:
         self._summary = change.summary
         kinds = frozenset(change.summary.kinds)
         resources = self.process.resources
+        absent = self._absent
+        if absent is None:
+            # Copied, for a set that lost members keeps its size.
+            absent = self._absent = set(resources.keys() - change.held)
         for ref in change.let_go:
-            self._held.discard(ref)
             self._unknown.pop(ref, None)
             if ref in resources:
+                absent.add(resources[ref].ref)
                 self._unheld[ref] = None
             elif self.graph.naming(ref):
                 self._dead_targets[ref] = None
         for ref in change.held:
-            resource = resources.get(ref)
-            # One string for state and inventory: half the memory.
-            self._held.add(ref if resource is None else resource.ref)
+            absent.discard(ref)
             self._unheld.pop(ref, None)
             self._dead_targets.pop(ref, None)
-            if resource is None:
+            if ref not in resources:
                 self._unknown[ref] = None
         for entry in change.struck:
             named = self.graph.named.get(entry.target)
@@ -153,11 +167,11 @@ class ProcessWatch:
                     self._dead_targets.pop(entry.target, None)
         for entry in change.entered:
             self.graph.named.setdefault(entry.target, {})[entry] = None
-            if entry.target not in resources and entry.target not in self._held:
+            if entry.target not in resources and entry.target not in self._unknown:
                 self._dead_targets[entry.target] = None
         if kinds != self._kinds:
             self._kinds = kinds
-            self._unheld = {ref: None for ref in resources if ref not in self._held}
+            self._unheld = {ref: None for ref in resources if ref in absent}
 
     # --- drift ------------------------------------------------------------------------------------
 
@@ -201,21 +215,24 @@ class ProcessWatch:
 
     def _find_orphans(self, now_ms: int, rss: int) -> Iterator[DriftItem]:
         due = self._agenda.pop_due(now_ms)
-        # What was an orphan is looked at again: a use may have given it more time.
-        todo = dict.fromkeys([*self._orphans, *due, *self._look_at])
-        self._look_at = set()
-        self._orphans = {}
+        before: Iterable[str] = self._orphans
+        look_at: Iterable[str] = self.process.resources if self._look_at_all else self._look_at
+        self._orphans, self._look_at, self._look_at_all = {}, set(), False
         bounds: dict[str, float] = {}
         try:
-            for ref in todo:
-                self._place(ref, now_ms, bounds)
+            # What was an orphan is looked at again: a use may have given it more time.
+            for ref in chain(before, due, look_at):
+                if ref not in self._orphans:
+                    self._place(ref, now_ms, bounds)
+                if len(bounds) > _REMEMBERED:
+                    bounds.clear()
         except _TooDeep:
             self._place_all(now_ms, bounds)
         process, policy = self.process, self._policy
         evicted = evictions(process, policy, now_ms, rss=rss)
-        for ref in self._orphans:
+        for ref, bound in self._orphans.items():
             reason = why_undesired(process.resources[ref], process, policy, now_ms)
-            yield orphan_item(process, ref, reason, min(bounds[ref], now_ms))
+            yield orphan_item(process, ref, reason, min(bound, now_ms))
         for ref, reason in evicted.items():
             if ref not in self._orphans:
                 yield orphan_item(process, ref, reason, now_ms)
@@ -228,11 +245,11 @@ class ProcessWatch:
         bound = self._bound(ref, now_ms, bounds, 0)
         self._parked.discard(ref)
         if bound <= now_ms:
-            self._orphans[ref] = None
+            self._orphans[ref] = bound
         elif bound == inf:
             self._parked.add(ref)
         else:
-            self._agenda.add(bound, ref)
+            self._agenda.add(bound, ref, now_ms)
         if bound != inf:
             # What it may have kept alive for ever has a moment again.
             for kept in (*resource.uses, *self.graph.owned_by(ref)):
@@ -271,11 +288,11 @@ class ProcessWatch:
         """The long way, for graphs with circles: a look at everything, again at the next moment."""
         bounds.clear()
         bounds.update(desired_until(self.process, self._policy))
-        self._orphans = {ref: None for ref, until in bounds.items() if until <= now_ms}
+        self._orphans = {ref: until for ref, until in bounds.items() if until <= now_ms}
         self._parked = {ref for ref, until in bounds.items() if until == inf}
         for ref, until in bounds.items():
             if now_ms < until < inf:
-                self._agenda.add(until, ref)
+                self._agenda.add(until, ref, now_ms)
 
 
 class Watches:
@@ -294,6 +311,14 @@ class Watches:
 
     def forget(self, process: str) -> None:
         self._of.pop(process, None)
+
+    def fold_page(self, state: FleetState, events: Sequence[Event], times: Sequence[int]) -> Folded:
+        """`fold_page`, and tells the watches of the processes, as far as there are any."""
+        return fold_page(state, events, times, self.fold, self._watching)
+
+    def _watching(self, process: ProcessState) -> ProcessWatch | None:
+        watch = self._of.get(process.id)
+        return watch if watch is not None and watch.process is process else None
 
     def fold(self, state: FleetState, event: Event, at_ms: int) -> ProcessState | None:
         """Folds an event and tells the watch of its process, if there is one; see `FleetState.apply`."""

@@ -2,8 +2,8 @@
 
 Two shapes of the same thing. `LifecycleEvent` is the public, validated model (pydantic): what users
 build and read. `EventRow` is what the hot paths use, a msgspec struct that encodes and decodes in
-half a microsecond; the fold reads either, because the attribute names are the same (a test holds
-the two together).
+half a microsecond; the fold reads either, because the attribute names are the same (a test holds the
+two together). `FoldRow` is an `EventRow` without what the fold does not read.
 
 On the wire an event is one JSON object whose last member is its digest. The digest is chained: it
 covers the bytes of the event and the digest of the event before it from the same process, so an
@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable
 from enum import StrEnum
 from hashlib import blake2b
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -135,6 +135,10 @@ def is_ref(ref: str) -> bool:
     return True
 
 
+ProcessName = Annotated[str, msgspec.Meta(min_length=1)]
+Seq = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+
+
 class EventRow(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The event as the hot paths carry it. Same attributes as `LifecycleEvent`; see there.
 
@@ -145,8 +149,8 @@ class EventRow(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     type: str
     ref: str
-    process: str
-    seq: int
+    process: ProcessName
+    seq: Seq
     at: float = 0.0
     holder: str | None = None
     uses: tuple[str, ...] | None = None
@@ -157,6 +161,31 @@ class EventRow(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     trace_id: str | None = None
     schema_version: int = 1
     digest: str = ""
+
+
+KnownType = Literal[
+    "created", "reused", "cleaned_up", "cleanup_requested", "cleanup_failed", "cleanup_refused",
+    "adopted", "process_started", "process_stopped", "process_lost",
+]  # fmt: skip
+"""The values of `EventType`, one string each however many events have it."""
+
+
+class FoldRow(msgspec.Struct, frozen=True, gc=False):
+    """What the fold reads of an event: `EventRow` without what it passes over.
+
+    Of a type that a newer schema brought it is made by hand, the decoder knows the present ones only.
+    """
+
+    type: KnownType
+    ref: str
+    process: ProcessName
+    seq: Seq
+    holder: str | None = None
+    uses: tuple[str, ...] | None = None
+    owned_by: str | None = None
+    reason: str | None = None
+    order_id: str | None = None
+    attrs: dict[str, Scalar] | None = None
 
 
 class LogEntry(msgspec.Struct, frozen=True):
@@ -184,6 +213,8 @@ NO_DIGEST = "0" * DIGEST_CHARS
 
 _encode = msgspec.json.Encoder().encode
 _decode_row = msgspec.json.Decoder(EventRow).decode
+_decode_fold_row = msgspec.json.Decoder(FoldRow).decode
+_NOT_A_ROW = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _DIGEST_KEY = b',"digest":"'
 _TAIL = len(_DIGEST_KEY) + DIGEST_CHARS + 2
 
@@ -250,20 +281,50 @@ def split_digest(payload: bytes) -> tuple[bytes, str]:
 
 
 def decode_row(payload: bytes) -> EventRow:
-    """Decodes an event for the hot paths: types are checked, references are not.
+    """Decodes an event for the hot paths: types are checked; of references only that they have a kind.
 
     Raises:
         MalformedEntry: the payload is not an event.
     """
     try:
         row = _decode_row(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except _NOT_A_ROW as error:
         raise MalformedEntry(str(error)) from None
     if row.type not in EVENT_TYPES and row.schema_version <= SCHEMA:
         raise MalformedEntry(f"unknown event type {row.type[:40]!r}")
-    if not 0 < row.seq < 2**63 or "/" not in row.ref or not row.process:
-        raise MalformedEntry("seq, ref or process is out of range")
+    if "/" not in row.ref:
+        raise MalformedEntry(f"{row.ref[:80]!r} is not a reference")
     return row
+
+
+def decode_fold_rows(payloads: Iterable[bytes]) -> list[FoldRow]:
+    """Decodes many events for the fold.
+
+    What the fold does not read is passed over, not checked.
+
+    Raises:
+        MalformedEntry: one is not an event, or is of a newer schema: see `decode_fold_row`.
+    """
+    try:
+        rows = list(map(_decode_fold_row, payloads))
+    except _NOT_A_ROW as error:
+        raise MalformedEntry(str(error)) from None
+    if [row for row in rows if "/" not in row.ref]:
+        raise MalformedEntry("an entry has no reference")
+    return rows
+
+
+def decode_fold_row(payload: bytes) -> FoldRow:
+    """Decodes one event for the fold, of whatever schema.
+
+    Raises:
+        MalformedEntry: the payload is not an event.
+    """
+    try:
+        return decode_fold_rows((payload,))[0]
+    except MalformedEntry:
+        row = decode_row(payload)
+        return FoldRow(*(getattr(row, name) for name in FoldRow.__struct_fields__))
 
 
 def decode(payload: bytes) -> LifecycleEvent:

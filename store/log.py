@@ -11,30 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from store.connection import BLOCK_MS, Store
 from store.durability import confirmed
+from store.entries import PAGE, Entries
 from store.errors import MalformedEntry, NotConfirmed
-from store.event import (
-    NO_DIGEST,
-    EventRow,
-    LifecycleEvent,
-    LogEntry,
-    decode,
-    decode_row,
-    encode,
-)
+from store.event import NO_DIGEST, LifecycleEvent, LogEntry, decode, decode_row, encode
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
-from store.past import Past
-from store.position import START, RawEntry, highest, id_key, key_id
-from store.streams import Streams
-
-PAGE = 1000
-"""Entries read in one round trip."""
-
+from store.page import Page, parse_page, payload_of
+from store.position import START, RawEntry, id_key
+from store.tasks import under_way
 
 __all__ = ["PAGE", "START", "Appended", "EventLog", "Page", "RawEntry", "id_key", "parse_page"]
 
@@ -50,53 +39,6 @@ class Appended:
 
     last_seq: int
     added: int
-
-
-@dataclass(slots=True)
-class Page:
-    """A stretch of one partition, decoded for the hot paths.
-
-    Attributes:
-        partition: which.
-        after: the position that it begins after.
-        position: id of the last entry read; read on from there.
-        rows: (entry id, event), in order.
-        malformed: (entry id, why), of entries that are not events.
-        end: there was nothing after it when it was read.
-    """
-
-    partition: int
-    after: str
-    position: str
-    rows: list[tuple[str, EventRow]] = field(default_factory=list)
-    malformed: list[tuple[str, str]] = field(default_factory=list)
-    end: bool = False
-
-
-def parse_page(partition: int, raw: Sequence[RawEntry], after: str) -> Page:
-    """Decodes what XRANGE or XREAD answered (list of [id, [field, value, …]])."""
-    page = Page(partition, after, after)
-    rows = page.rows
-    for entry_id, fields in raw:
-        name = entry_id.decode()
-        try:
-            if fields is None or len(fields) != 2 or fields[0] != b"e":
-                raise MalformedEntry(_NOT_ONE_FIELD)
-            rows.append((name, decode_row(fields[1])))
-        except MalformedEntry as error:
-            page.malformed.append((name, str(error)))
-    if raw:
-        page.position = raw[-1][0].decode()
-    return page
-
-
-_NOT_ONE_FIELD = "the entry has no field e, or more than that"
-
-
-def _payload(fields: Sequence[bytes] | None) -> bytes:
-    if not fields or len(fields) != 2 or fields[0] != b"e":
-        raise MalformedEntry(_NOT_ONE_FIELD)
-    return fields[1]
 
 
 class EventLog:
@@ -123,8 +65,7 @@ class EventLog:
         self._name = namespace if isinstance(namespace, str) else namespace.name
         self._wanted = partitions
         self._digests: dict[str, tuple[int, str]] = {}
-        self._streams = Streams(store)
-        self._trimmed: Past | None = None
+        self._raw: Entries | None = None
 
     async def namespace(self) -> Namespace:
         """The opened namespace.
@@ -135,6 +76,11 @@ class EventLog:
         if self._opened is None:
             self._opened = await open_namespace(self._store, self._name, self._wanted)
         return self._opened
+
+    async def _entries(self) -> Entries:
+        if self._raw is None:
+            self._raw = Entries(await self.namespace())
+        return self._raw
 
     # --- append ---------------------------------------------------------------------------------
 
@@ -211,22 +157,18 @@ class EventLog:
         Args:
             positions: partition -> id of the last entry read.
         """
-        keys = (await self.namespace()).keys
-        asked = {p: at for p, at in positions.items() if at != START}
-        answers = await self._store.batch(
-            [("XRANGE", keys.partition(p).log, at, at, "COUNT", 1) for p, at in asked.items()]
-        )
-        return [p for p, answer in zip(asked, answers, strict=True) if answer == []]
+        return await (await self._entries()).forgotten(positions)
 
     async def _digest_before(self, process: str, seq: int) -> str:
         """The digest of event `seq - 1` of a process, read from the log backwards."""
         if seq == 1:
             return NO_DIGEST
         partition = (await self.namespace()).partition_of(process)
-        async with aclosing(self._backwards(partition)) as entries:
-            async for _, raw in entries:
+        backwards = (await self._entries()).backwards(partition)
+        async with aclosing(backwards) as entries:  # type: ignore[type-var]
+            async for _, fields in entries:
                 try:
-                    row = decode_row(_payload(raw))
+                    row = decode_row(payload_of(fields))
                 except MalformedEntry:
                     continue
                 if row.process == process and row.seq == seq - 1:
@@ -235,62 +177,11 @@ class EventLog:
                     break
         return NO_DIGEST
 
-    async def _backwards(self, partition: int) -> AsyncGenerator[RawEntry, None]:
-        end = "+"
-        while raw := await self._before(partition, end, PAGE):
-            for entry in raw:
-                yield entry
-            end = "(" + raw[-1][0].decode()
-
     # --- read -----------------------------------------------------------------------------------
-
-    async def _past(self) -> Past:
-        if self._trimmed is None:
-            self._trimmed = Past(await self.namespace())
-        return self._trimmed
-
-    async def _after(self, partition: int, after: str, until: str, count: int) -> list[RawEntry]:
-        """Entries after a position, from the archive where they are no longer in the stream.
-
-        A trim may happen while somebody reads. The entry at the position is asked for too: where it
-        still is in the stream, all that follows it is.
-        """
-        past = self._trimmed or await self._past()
-        raw: list[RawEntry] = []
-        position = id_key(after)
-        if past.trimmed(partition) <= position:
-            key = past.keys(partition).log
-            raw = await self._store.redis.execute_command(
-                "XRANGE", key, after, until, "COUNT", count + 1
-            )
-            if raw and raw[0][0] == after.encode():
-                return raw[1:]
-            trimmed = id_key((await past.look(partition)).trimmed)
-            if trimmed <= position:
-                return raw[:count]
-        archived = await past.forward(partition, after, until, count)
-        if archived or (raw and id_key(raw[0][0].decode()) > past.trimmed(partition)):
-            return archived or raw[:count]
-        # Nothing of the past is left to read: on with the stream, from where it begins now.
-        beginning = max(position, past.trimmed(partition))
-        if highest(until) <= beginning:
-            return []
-        return await self._after(partition, key_id(beginning), until, count)
-
-    async def _before(self, partition: int, until: str, count: int) -> list[RawEntry]:
-        """Entries up to a position, latest first; from the archive once the stream has no more."""
-        past = self._trimmed or await self._past()
-        key = past.keys(partition).log
-        raw: list[RawEntry] = await self._store.redis.execute_command(
-            "XREVRANGE", key, until, "-", "COUNT", count
-        )
-        if not raw and id_key((await past.look(partition)).trimmed) > (0, 0):
-            return await past.backward(partition, until, count)
-        return raw
 
     async def latest_before(self, partition: int, entry_id: str) -> str | None:
         """The id of the last entry of a partition before `entry_id`; None when there is none."""
-        raw = await self._before(partition, f"({entry_id}", 1)
+        raw = await (await self._entries()).before(partition, f"({entry_id}", 1)
         return raw[-1][0].decode() if raw else None
 
     async def page(
@@ -303,10 +194,10 @@ class EventLog:
         Raises:
             ArchiveError: trimmed entries cannot be read from the archive.
         """
-        raw = await self._after(partition, after, until, count)
+        entries = await self._entries()
+        raw = await entries.after(partition, after, until, count)
         page = parse_page(partition, raw, after)
-        in_stream = id_key(after) >= (await self._past()).trimmed(partition)
-        page.end = not raw or (in_stream and len(raw) < count)
+        page.end = not raw or (entries.in_stream(partition, after) and len(raw) < count)
         return page
 
     async def pages(
@@ -321,9 +212,7 @@ class EventLog:
         while not page.end:
             following = asyncio.create_task(self.page(partition, page.position, until=until))
             try:
-                await asyncio.sleep(
-                    0
-                )  # The request goes out, and whoever waits for the loop gets it.
+                await under_way()
                 yield page
                 page = await following
             except BaseException:
@@ -363,7 +252,7 @@ class EventLog:
             for entry_id, fields in raw:
                 after = entry_id.decode()
                 try:
-                    event = decode(_payload(fields))
+                    event = decode(payload_of(fields))
                 except MalformedEntry:
                     continue
                 yield LogEntry(after, partition, event)
@@ -376,9 +265,8 @@ class EventLog:
         Raises:
             ArchiveError: trimmed entries cannot be read from the archive.
         """
-        while raw := await self._after(partition, after, until, PAGE):
+        async for raw in (await self._entries()).pages(partition, after, until):
             yield raw
-            after = raw[-1][0].decode()
 
     async def follow(self, after: Mapping[int, str] | str | None = None) -> AsyncIterator[LogEntry]:
         """Events as they come, for ever.
@@ -393,69 +281,42 @@ class EventLog:
             p: after if isinstance(after, str) else after.get(p, START)
             for p in namespace.all_partitions()
         }
+        entries = await self._entries()
         while True:
-            entries: list[LogEntry] = []
+            found: list[LogEntry] = []
             for partition, answer in await self.wait(positions):
-                raw = await self._unbroken(partition, positions[partition], answer)
+                raw = await entries.unbroken(partition, positions[partition], answer)
                 positions[partition] = raw[-1][0].decode()
                 for entry_id, fields in raw:
                     try:
-                        event = decode(_payload(fields))
+                        event = decode(payload_of(fields))
                     except MalformedEntry:
                         continue
-                    entries.append(LogEntry(entry_id.decode(), partition, event))
-            for entry in sorted(entries, key=lambda e: id_key(e.id)):
+                    found.append(LogEntry(entry_id.decode(), partition, event))
+            for entry in sorted(found, key=lambda e: id_key(e.id)):
                 yield entry
-
-    async def _unbroken(self, partition: int, after: str, raw: list[RawEntry]) -> list[RawEntry]:
-        """What a wait gave, unless what came before it was trimmed meanwhile: then that."""
-        trimmed = (await (await self._past()).look(partition)).trimmed
-        if id_key(trimmed) <= id_key(after):
-            return raw
-        return await self._after(partition, after, "+", PAGE) or raw
 
     async def wait(
         self, positions: Mapping[int, str], *, block_ms: int = BLOCK_MS
     ) -> list[tuple[int, list[RawEntry]]]:
         """Waits for entries after `positions` (partition -> entry id); empty when none came."""
-        keys = (await self.namespace()).keys
-        by_key = {keys.partition(p).log.encode(): p for p in positions}
-        answer = await self._streams.read(
-            {keys.partition(p).log: at for p, at in positions.items()}, block_ms
-        )
-        return [(by_key[key], raw) for key, raw in answer if key in by_key]
+        return await (await self._entries()).wait(positions, block_ms)
 
     def interrupt(self) -> None:
         """Ends a `wait` that is going on, so that the next one can be for other partitions."""
-        self._streams.interrupt()
+        if self._raw is not None:
+            self._raw.interrupt()
 
     async def last(self, partition: int | None = None) -> dict[int, str]:
         """The id of the last entry of each partition (or of one), `0-0` where there is none."""
-        namespace = await self.namespace()
-        chosen = namespace.all_partitions() if partition is None else [partition]
-        pipe = self._store.redis.pipeline(transaction=False)
-        for number in chosen:
-            pipe.xrevrange(namespace.keys.partition(number).log, count=1)
-        answers = await pipe.execute()
-        return {
-            number: answer[0][0].decode() if answer else START
-            for number, answer in zip(chosen, answers, strict=True)
-        }
+        return await (await self._entries()).last(partition)
 
     async def end(self, partition: int) -> tuple[str, dict[str, int | None]]:
         """The last entry of a partition and, of the same instant, the last seq of each process.
 
         A process that was declared lost has None.
         """
-        keys = (await self.namespace()).keys.partition(partition)
-        async with self._store.redis.pipeline(transaction=True) as pipe:
-            pipe.xrevrange(keys.log, count=1)
-            pipe.hgetall(keys.seqs)
-            last, seqs = await pipe.execute()
-        numbers = {
-            process.decode(): None if seq == b"lost" else int(seq) for process, seq in seqs.items()
-        }
-        return last[0][0].decode() if last else START, numbers
+        return await (await self._entries()).end(partition)
 
     async def last_seq(self, process: str) -> int:
         """The last sequence number of a process in the log; 0 when there is none."""
@@ -465,13 +326,7 @@ class EventLog:
 
     async def length(self) -> int:
         """Entries in all partitions, archived ones included."""
-        namespace = await self.namespace()
-        pipe = self._store.redis.pipeline(transaction=False)
-        for number in namespace.all_partitions():
-            keys = namespace.keys.partition(number)
-            pipe.xlen(keys.log)
-            pipe.hget(keys.history, "trimmed_entries")
-        return sum(int(count or 0) for count in await pipe.execute())
+        return await (await self._entries()).length()
 
     # --- quarantine -----------------------------------------------------------------------------
 

@@ -244,7 +244,8 @@ class InventoryMirror:
         self.summary: Summary | None = None
         self.root = ""
         self._digests: dict[str, str] = {}
-        self._buckets: dict[str, Bucket] = {}
+        # As they came: decoded they take three times the memory, and are looked at once, when they change.
+        self._buckets: dict[str, bytes] = {}
 
     @property
     def digests(self) -> Mapping[str, str]:
@@ -266,11 +267,12 @@ class InventoryMirror:
         """
         change = InventoryChange(summary, [], [], [], [])
         for number, (digest, content) in buckets.items():
-            before = self._buckets.pop(number, _NOTHING)
+            known = self._buckets.pop(number, b"")
+            before = decode_bucket(known) if known else _NOTHING
             now = decode_bucket(content) if content else _NOTHING
             self._digests.pop(number, None)
             if content:
-                self._buckets[number] = now
+                self._buckets[number] = content
                 self._digests[number] = digest
             held, entries = set(before.held), set(before.entries)
             change.held.extend(ref for ref in now.held if ref not in held)
@@ -285,7 +287,7 @@ class InventoryMirror:
         if self.summary is None:
             return None
         change = InventoryChange(self.summary, [], [], [], [])
-        for bucket in self._buckets.values():
+        for bucket in map(decode_bucket, self._buckets.values()):
             change.held.extend(bucket.held)
             change.entered.extend(bucket.entries)
         return change
@@ -294,11 +296,12 @@ class InventoryMirror:
         """The whole inventory as a value; None before the first update."""
         if self.summary is None:
             return None
+        buckets = [decode_bucket(content) for content in self._buckets.values()]
         return Inventory(
             process=self.process,
             as_of=self.summary.as_of,
-            held=frozenset(ref for bucket in self._buckets.values() for ref in bucket.held),
-            entries=tuple(entry for bucket in self._buckets.values() for entry in bucket.entries),
+            held=frozenset(ref for bucket in buckets for ref in bucket.held),
+            entries=tuple(entry for bucket in buckets for entry in bucket.entries),
             kinds=frozenset(self.summary.kinds),
             rss=self.summary.rss,
             findings=self.summary.findings,

@@ -18,6 +18,7 @@ import click
 from reconciler.cli.options import common, opened
 from reconciler.cli.output import console, emit, progress, table
 from reconciler.fold import FleetState
+from reconciler.fold_page import fold_page
 from reconciler.history import Kept, keep_history, nearest_snapshot, save_snapshot
 from store.archive import Archive, place
 from store.connection import Store, shown
@@ -28,7 +29,6 @@ from store.lease import HeldByOther, Lease, release_lease, take_lease
 from store.log import EventLog
 from store.messages import Note
 from store.namespace import Namespace
-from store.position import ms_of
 from store.retention import OFF, Retention, read_retention, write_retention
 
 _LEASE_MS = 10_000
@@ -125,8 +125,7 @@ async def _fold(event_log: EventLog, partition: int) -> tuple[FleetState | None,
     state, beginning = await nearest_snapshot(await event_log.namespace(), partition)
     position = beginning
     async for page in event_log.pages(partition, beginning):
-        for entry_id, row in page.rows:
-            state.apply(row, ms_of(entry_id))
+        fold_page(state, page.events, page.times)
         position = page.position
     return (state if position != beginning else None), position
 

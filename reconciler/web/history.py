@@ -142,7 +142,7 @@ class History:
             if page.end:
                 return None
             position = page.position
-            scanned += len(page.rows) + len(page.malformed)
+            scanned += page.entries
             if scanned >= SCAN_LIMIT:
                 return position
             await asyncio.sleep(0)

@@ -21,6 +21,7 @@ import structlog
 from reconciler.desired import desired_until
 from reconciler.drift import Drift, find_drift
 from reconciler.fleet import Fleet, read_workers, recorded_policy
+from reconciler.fold_page import Folded
 from reconciler.metrics import Metrics
 from reconciler.plan import Plan, make_plan
 from reconciler.policy import Policy
@@ -29,11 +30,10 @@ from reconciler.web.errors import ApiError
 from reconciler.web.lifetimes import Lifetimes
 from store.connection import BLOCK_MS
 from store.errors import PolicyError
-from store.event import EventRow
 from store.inbox import Inbox
 from store.inventories import InventoryReader
 from store.lease import holders
-from store.log import EventLog
+from store.log import EventLog, Page
 from store.messages import Inventory
 from store.namespace import Namespace
 from store.position import ms_of
@@ -193,8 +193,8 @@ class FleetView:
             trimmed = (await read_covered(self.namespace, partition)).trimmed
             lifetimes.begin(ms_of(trimmed))
             async for page in self._log.pages(partition, trimmed, until=position):
-                for entry_id, row in page.rows:
-                    lifetimes.see(row, ms_of(entry_id))
+                for event, at_ms in zip(page.events, page.times, strict=True):
+                    lifetimes.see(event, at_ms)
                 await asyncio.sleep(0)
         lifetimes.seed(self.tail.state)
         self._remembered = True
@@ -229,10 +229,12 @@ class FleetView:
                 continue
             await asyncio.sleep(0.5)
 
-    def _seen(self, partition: int, at_ms: int, event: EventRow) -> None:
+    def _seen(self, page: Page, folded: Folded) -> None:
         if self._remembered:
-            self.lifetimes.see(event, at_ms)
-        self._touch(event.holder or event.process)
+            for event, at_ms in zip(page.events, page.times, strict=True):
+                self.lifetimes.see(event, at_ms)
+        for process in folded.processes:
+            self._touch(process)
 
     def _touch(self, process: str) -> None:
         self._touched.add(process)

@@ -61,6 +61,33 @@ def histories(
 
 
 @st.composite
+def fleets(draw: st.DrawFn) -> list[tuple[int, EventRow]]:
+    """A log of two processes and a worker, with all that the fold takes note of."""
+    types = ["created", "created", "reused", "adopted", "cleaned_up", "cleanup_requested",
+             "cleanup_failed", "cleanup_refused", "process_lost", "process_stopped"]  # fmt: skip
+    entries, seqs, at = [], {"p": 0, "q": 0, "w": 0}, 1000
+    for _ in range(draw(st.integers(0, 40))):
+        at += draw(st.integers(0, 1))
+        type = draw(st.sampled_from(types))
+        host = draw(st.sampled_from("pq"))
+        writer = "w" if type in {"cleanup_requested", "process_lost"} else host
+        seqs[writer] += 1
+        attrs = draw(st.none() | st.fixed_dictionaries({}, optional={
+            "in_use": st.integers(0, 2) | st.just(2**80), "keep_alive_s": st.integers(1, 9000),
+            "user": st.sampled_from("uv"), "awaits_owner": st.just(True), "registry": st.just("r"),
+            "key": st.sampled_from("kl"), "expected_seq": st.integers(0, 40),
+        }))  # fmt: skip
+        entries.append((at, row(
+            seqs[writer], type, draw(refs), process=writer, attrs=attrs,
+            holder=host if writer != host else draw(st.sampled_from([None, None, host])),
+            uses=draw(st.none() | st.lists(refs, max_size=2).map(tuple)),
+            owned_by=draw(st.none() | refs), order_id=draw(st.sampled_from([None, "o1", "o2"])),
+            reason=draw(st.none() | st.text(max_size=5).filter(lambda t: t.isprintable())),
+        )))  # fmt: skip
+    return entries
+
+
+@st.composite
 def inventories(draw: st.DrawFn, state: FleetState) -> dict[str, Inventory]:
     """What the process might hold: nearly what the log says, with additions and losses."""
     process = state.processes.get(P)
@@ -109,6 +136,11 @@ def apply(
                 step.process, seq, frozenset(held), tuple(entries), inventory.kinds
             )
     return state, after
+
+
+def orders(state: FleetState) -> list[object]:
+    """The orders in which things stand, which equality of dicts does not see."""
+    return [(list(p.resources), list(p.gone), list(p.attempts)) for p in state.processes.values()]
 
 
 def users_of(process: ProcessState) -> dict[str, list[str]]:

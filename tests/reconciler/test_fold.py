@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.fold import GONE_KEPT, FleetState, ProcessState, Resource, fold
+from reconciler.fold import GONE_KEPT, GONE_MOST, FleetState, ProcessState, Resource, fold
+from reconciler.fold_page import fold_page
 from store import LifecycleEvent
-from store.event import NO_DIGEST, EventRow, decode, encode
-from tests.reconciler.model import REFS, histories
+from store.event import NO_DIGEST, EventRow, decode, decode_fold_rows, encode
+from tests.reconciler.model import REFS, fleets, histories, orders
 from tests.support import row
 
 
@@ -36,6 +38,30 @@ class TestProperties:
         at = data.draw(st.integers(0, len(entries)))
         assert fold(entries[at:], fold(entries[:at])) == fold(entries)
 
+    @given(fleets(), st.data())
+    def test_page_by_page(self, entries: list[tuple[int, EventRow]], data: st.DataObject):
+        """Pages, wherever they end, fold to what the events fold to one by one."""
+        state, types, told, settled = FleetState(), Counter[str](), set[str](), []
+        rest = entries
+        while rest:
+            size = data.draw(st.integers(1, len(rest)))
+            page, rest = rest[:size], rest[size:]
+            folded = fold_page(state, [one for _, one in page], [at for at, _ in page])
+            types += folded.types
+            told |= folded.told
+            settled += folded.settled
+            assert {one.holder or one.process for _, one in page} == folded.processes
+        assert state == fold(entries)
+        assert orders(state) == orders(fold(entries))
+        assert types == Counter(one.type for _, one in entries)
+        assert told == {
+            one.holder or one.process for _, one in entries if one.type != "cleanup_requested"
+        }
+        uses = {"created", "reused"}
+        assert settled == [
+            (at, one) for at, one in entries if one.order_id is not None and one.type not in uses
+        ]
+
     @given(histories())
     def test_deterministic(self, entries: list[tuple[int, EventRow]]):
         """The same log always gives the same state."""
@@ -54,12 +80,14 @@ class TestProperties:
         assert state == fold(first)
 
     @given(histories())
-    def test_both_shapes_of_an_event(self, entries: list[tuple[int, EventRow]]):
-        """Public events and rows of the hot paths fold to the same state."""
+    def test_all_shapes_of_an_event(self, entries: list[tuple[int, EventRow]]):
+        """Public events, rows of the hot paths and what the fold reads of them: one state."""
         public: list[tuple[int, LifecycleEvent]] = [
             (at, decode(encode(one, NO_DIGEST)[0])) for at, one in entries
         ]
+        read = decode_fold_rows([encode(one, NO_DIGEST)[0] for _, one in entries])
         assert fold(public) == fold(entries)
+        assert fold((at, one) for (at, _), one in zip(entries, read, strict=True)) == fold(entries)
 
     @given(histories(), st.randoms(use_true_random=False))
     def test_processes_do_not_touch_each_other(
@@ -143,14 +171,15 @@ class TestResource:
         assert process_of(row(1), row(2, "cleaned_up"), row(3)).gone == {}
 
     def test_memory_of_the_gone_is_bounded(self):
-        """Of what is gone the latest are remembered, and no more."""
+        """Of what is gone the latest are remembered, and half as many again at most."""
         state = FleetState()
-        for n in range(GONE_KEPT + 10):
+        for n in range(GONE_MOST + 10):
             state.apply(row(2 * n + 1, ref=f"session/{n}"), n)
             state.apply(row(2 * n + 2, "cleaned_up", f"session/{n}"), n)
-        gone = state.processes["p"].gone
-        assert len(gone) == GONE_KEPT
-        assert next(iter(gone)) == "session/10"
+            gone = list(state.processes["p"].gone)
+            assert min(n + 1, GONE_KEPT) <= len(gone) <= GONE_MOST
+            assert gone[-1] == f"session/{n}"
+        assert gone == [f"session/{n}" for n in range(n + 1 - len(gone), n + 1)]
 
     def test_index_entry_is_not_the_resource(self):
         """The end of an index entry leaves the resource that it names alive."""

@@ -7,50 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.fold import GONE_KEPT, FleetState, fold
+from reconciler.fold import GONE_MOST, fold
 from reconciler.snapshot import FOLD, OtherFold, decode_state, encode_state
 from store.event import EventRow
 from store.snapshots import DamagedSnapshot, newest_first, seal, unseal
+from tests.reconciler.model import fleets, orders
 from tests.support import row
-
-REFS = [f"{kind}/{n}" for kind in ("session", "runner", "agent") for n in range(3)]
-_refs = st.sampled_from(REFS)
-
-
-@st.composite
-def events(draw: st.DrawFn) -> list[tuple[int, EventRow]]:
-    """A log of two processes and a worker, with all that the fold takes note of."""
-    types = ["created", "created", "reused", "adopted", "cleaned_up", "cleanup_requested",
-             "cleanup_failed", "cleanup_refused", "process_lost", "process_stopped"]  # fmt: skip
-    entries, seqs = [], {"p": 0, "q": 0, "w": 0}
-    for at in range(draw(st.integers(0, 40))):
-        type = draw(st.sampled_from(types))
-        host = draw(st.sampled_from("pq"))
-        writer = "w" if type in {"cleanup_requested", "process_lost"} else host
-        seqs[writer] += 1
-        attrs = draw(st.none() | st.fixed_dictionaries({}, optional={
-            "in_use": st.integers(0, 2) | st.just(2**80), "keep_alive_s": st.integers(1, 9000),
-            "user": st.sampled_from("uv"), "awaits_owner": st.just(True), "registry": st.just("r"),
-            "key": st.sampled_from("kl"), "expected_seq": st.integers(0, 40),
-        }))  # fmt: skip
-        entries.append((1000 + at, row(
-            seqs[writer], type, draw(_refs), process=writer, holder=host, attrs=attrs,
-            uses=draw(st.none() | st.lists(_refs, max_size=2).map(tuple)),
-            owned_by=draw(st.none() | _refs), order_id=draw(st.sampled_from([None, "o1", "o2"])),
-            reason=draw(st.none() | st.text(max_size=5).filter(lambda t: t.isprintable())),
-        )))  # fmt: skip
-    return entries
-
-
-def orders(state: FleetState) -> list[object]:
-    """The orders in which things stand, which equality of dicts does not see."""
-    return [(list(p.resources), list(p.gone), list(p.attempts)) for p in state.processes.values()]
 
 
 class TestState:
     """`encode_state` and `decode_state`."""
 
-    @given(events(), st.data())
+    @given(fleets(), st.data())
     def test_snapshot_and_tail_are_everything(
         self, entries: list[tuple[int, EventRow]], data: st.DataObject
     ):
@@ -64,9 +32,9 @@ class TestState:
 
     def test_what_is_forgotten_first(self):
         """What is gone is forgotten in the order of its going, also after a snapshot."""
-        ends = [(1, row(seq, "cleaned_up", f"a/{seq}")) for seq in range(2, GONE_KEPT + 2)]
+        ends = [(1, row(seq, "cleaned_up", f"a/{seq}")) for seq in range(2, GONE_MOST + 2)]
         state = fold([(1, row(1)), *ends])
-        last = (2, row(GONE_KEPT + 2, "cleaned_up", "a/last"))
+        last = (2, row(GONE_MOST + 2, "cleaned_up", "a/last"))
         gone = fold([last], decode_state(encode_state(state))).processes["p"].gone
         assert list(gone) == list(fold([last], state).processes["p"].gone)
         assert "a/2" not in gone

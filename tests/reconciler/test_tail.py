@@ -7,10 +7,11 @@ import asyncio
 import pytest
 
 from reconciler.fold import FleetState
+from reconciler.fold_page import Folded
 from reconciler.metrics import Metrics
 from reconciler.tail import Tail
 from store import EventLog
-from store.event import EventRow
+from store.log import Page
 from tests.support import batch, eventually
 
 
@@ -21,8 +22,8 @@ def seen() -> list[int]:
 
 @pytest.fixture
 def tail(log: EventLog, seen: list[int]) -> Tail:
-    def hook(partition: int, at_ms: int, event: EventRow) -> None:
-        seen.append(event.seq)
+    def hook(page: Page, folded: Folded) -> None:
+        seen.extend(event.seq for event in page.events)
 
     return Tail(log, Metrics(), hook)
 

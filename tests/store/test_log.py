@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from contextlib import aclosing
+from typing import Any
 
 import pytest
+import redis
 
 from store import EventLog, Fenced, LifecycleEvent, SequenceGap, Store
 from store.event import NO_DIGEST, chain, decode_row, encode, split_digest
-from store.log import START, Appended, _merge, id_key, parse_page
+from store.log import PAGE, START, Appended, _merge, id_key, parse_page
 from store.namespace import open_namespace
 from tests.support import batch, entries_of, event, row
 
@@ -190,6 +194,25 @@ class TestRead:
         end = await log.page(partition, page.position)
         assert (end.rows, end.position) == ([], page.position)
 
+    async def test_next_page_is_asked_for_ahead(self, log: EventLog):
+        """While a page is folded, and the event loop stands still, Redis makes the next one ready."""
+        await log.append(batch(1, PAGE + 1))
+        partition = (await log.namespace()).partition_of("p")
+        path = log._store.redis.connection_pool.connection_kwargs["path"]
+        with redis.Redis(unix_socket_path=path) as watching:
+
+            def reads() -> int:
+                stats: Any = watching.info("commandstats")
+                return int(stats.get("cmdstat_xrange", {"calls": 0})["calls"])
+
+            before, deadline = reads(), time.monotonic() + 10
+            async with aclosing(log.pages(partition)) as pages:  # type: ignore[type-var]
+                page = await anext(pages)
+                assert len(page.events) == PAGE
+                while reads() < before + 2:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.001)  # noqa: ASYNC251 - the loop is to stand still
+
 
 class TestFollow:
     """Events as they come."""
@@ -251,6 +274,29 @@ class TestMalformedEntry:
         assert all(reason for _, reason in page.malformed)
         assert len(await payloads(log)) == 6
 
+    @pytest.mark.parametrize(
+        "bad",
+        [
+            (b'{"type":"created"}', b'{"type":"created","ref":"a/x","process":"p","seq":9}'),
+            (b"%s,%s", b""),
+            (b'{"a":1', b'"b":2}'),
+        ],
+    )
+    async def test_neighbours_are_read(self, log: EventLog, bad: tuple[bytes, bytes]):
+        """Whatever stands in an entry, those beside it are read as they are, each under its own id."""
+        good = [encode(row(seq), NO_DIGEST)[0] for seq in (1, 2, 3)]
+        raw = [
+            (b"%d-0" % number, [b"e", payload.replace(b"%s", good[0])])
+            for number, payload in enumerate((good[0], bad[0], good[1], bad[1], good[2]), 1)
+        ]
+        page = parse_page(0, raw, START)
+        assert [page.rows[0], page.rows[-1]] == [
+            ("1-0", decode_row(good[0])), ("5-0", decode_row(good[2])),
+        ]  # fmt: skip
+        assert {name: one.seq for name, one in page.rows}["3-0"] == 2
+        assert list(page.times) == [int(name.partition(b"-")[0]) for name in page.ids]
+        assert page.entries == 5
+
     async def test_quarantine(self, log: EventLog):
         """What is set aside is listed by id with its reason, from all partitions."""
         await log.quarantine(0, [("1-0", "no digest")])
@@ -261,7 +307,7 @@ class TestMalformedEntry:
     async def test_deleted_entry(self):
         """An entry that Redis reports without content is malformed, not a crash."""
         page = parse_page(0, [(b"1-0", None)], START)
-        assert (page.rows, page.position) == ([], "1-0")
+        assert (page.rows, list(page.events), page.position) == ([], [], "1-0")
         assert [entry_id for entry_id, _ in page.malformed] == ["1-0"]
 
     async def test_chain_goes_on_past_it(self, store: Store, namespace: str):
