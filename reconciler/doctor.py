@@ -72,6 +72,7 @@ class Facts:
         processes: live host processes -> the partition of each.
         lapsed: host process -> ms since its lease lapsed, of those that nobody closed.
         servers: Redis server -> its answer to INFO.
+        nodes_away: nodes of a Redis Cluster that the others cannot reach.
         clocks: one per process.
         stuck: teardowns that failed too often.
         quarantined: entry id -> why it is not an event.
@@ -90,6 +91,7 @@ class Facts:
     processes: Mapping[str, int] = field(default_factory=dict)
     lapsed: Mapping[str, float] = field(default_factory=dict)
     servers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    nodes_away: Sequence[str] = ()
     clocks: Sequence[Clock] = ()
     stuck: Sequence[Stuck] = ()
     quarantined: Mapping[str, str] = field(default_factory=dict)
@@ -163,6 +165,12 @@ def _policy(facts: Facts) -> Iterator[Finding]:
 
 
 def _redis(facts: Facts) -> Iterator[Finding]:
+    for node in facts.nodes_away:
+        yield Finding(
+            "redis",
+            f"node {node} of the cluster does not answer the others",
+            "start it again, or take it out: `redis-cli --cluster del-node`; nobody stands in for it",
+        )
     for server, info in facts.servers.items():
         limit, used = int(info.get("maxmemory") or 0), int(info.get("used_memory") or 0)
         eviction = str(info.get("maxmemory_policy", "noeviction"))

@@ -164,7 +164,8 @@ class Order(msgspec.Struct, frozen=True, omit_defaults=True):
             is another.
         reason: why, in words.
         after: resources that must be gone before this one may go.
-        stage: orders sent together are carried out stage by stage, ascending.
+        stage: of orders sent together the lower begin first; one waits for those about what is named in
+            `after`.
         timeout: seconds that a teardown may take.
         registry, key: the index entry of a `drop_entry`.
         trace_id: of the pass.

@@ -35,7 +35,7 @@ WIDE = (
     "adapters/adk",
     "adapters/aether",
     "adapters/bindings",
-    "adapters/test_outages.py",
+    *(f"adapters/test_{name}.py" for name in ("outages", "failover", "killed_host")),
     "browser",
     "reconciler/web",
     "store/test_cluster.py",
