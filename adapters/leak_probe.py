@@ -18,7 +18,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
 import psutil
@@ -342,12 +341,7 @@ class LeakProbe:
         self._task = asyncio.create_task(self._look_on(), name="agent-reconciler leak probe")
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
