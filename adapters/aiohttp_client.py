@@ -114,6 +114,7 @@ class HttpClients(Owned[aiohttp.ClientSession]):
         self._nobody_else = 3 if host is None else 4
         if watch:
             creations.start()
+            creations.find_older()
             self._unwatch = creations.listen(self._made_elsewhere)
             for note, session in creations.live("http_session"):
                 self._take_in(note, session)

@@ -4,27 +4,25 @@ The order is graphlib's, the closing contextlib's AsyncExitStack; there is no co
 close has a time limit, and one that fails or hangs keeps no other part open: what went wrong is
 gathered, by name, into one ExceptionGroup.
 
-The one thing to know: a component is entered and left in one task of its own. What it opens may
-insist on that (anyio's cancel scopes do), and a close that hangs can be left behind.
+The one thing to know: each component lives in a task of its own, see `adapters/component.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import signal
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from types import TracebackType
 from typing import Any, Self
 
-from adapters.executor import close as close_by_method
+from adapters.component import Component, ComponentError
 from adapters.host import Host
 from adapters.logs import get_logger
-from store.errors import ReconcilerError
+
+__all__ = ["ComponentError", "Components"]
 
 log = get_logger("adapters.components")
 
@@ -35,56 +33,8 @@ _GRACE = 0.2
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class ComponentError(ReconcilerError):
-    """A component could not be started or closed; the cause is chained.
-
-    Attributes:
-        name: of the component.
-    """
-
-    def __init__(self, name: str, what: str) -> None:
-        super().__init__(f"component {name} {what}")
-        self.name = name
-
-
-@dataclass(slots=True)
-class _Component:
-    name: str
-    make: Callable[..., Any]
-    needs: tuple[str, ...]
-    close: Callable[[Any], Any] | None
-    close_timeout: float
-    ready: asyncio.Future[Any] = field(init=False)
-    leave: asyncio.Event = field(init=False)
-    task: asyncio.Task[None] = field(init=False)
-
-    async def live(self, shared: Mapping[str, Any]) -> None:
-        """The life of a component, in one task: start, wait, close."""
-        async with AsyncExitStack() as stack:
-            try:
-                value = self.make(**shared)
-                if inspect.isawaitable(value) and not hasattr(value, "__aenter__"):
-                    value = await value
-                if self.close is not None:
-                    stack.push_async_callback(self._close, value)
-                elif hasattr(value, "__aenter__"):
-                    value = await stack.enter_async_context(value)
-                elif hasattr(value, "__enter__") and not hasattr(value, "close"):
-                    value = stack.enter_context(value)
-                else:
-                    stack.push_async_callback(close_by_method, self.name, value)
-            except BaseException as error:
-                if not self.ready.done():
-                    self.ready.set_exception(error)
-                raise
-            self.ready.set_result(value)
-            await self.leave.wait()
-
-    async def _close(self, value: Any) -> None:
-        assert self.close is not None
-        result = self.close(value)
-        if inspect.isawaitable(result):
-            await result
+class _Interrupted(SystemExit):
+    """A signal came while the components were starting: there is no body yet to interrupt."""
 
 
 class Components:
@@ -98,13 +48,14 @@ class Components:
     def __init__(self, host: Host | None = None, *, close_timeout: float = CLOSE_SECONDS) -> None:
         self._host = host
         self._close_timeout = close_timeout
-        self._declared: dict[str, _Component] = {}
+        self._declared: dict[str, Component] = {}
         self._values: dict[str, Any] = {}
         self._stack: AsyncExitStack | None = None
         self._errors: list[Exception] = []
         self._stop = asyncio.Event()
         self._body: asyncio.Task[Any] | None = None
         self._interrupted = False
+        self._signal: signal.Signals | None = None
         self._undo_signals: list[Callable[[], None]] = []
 
     def add(
@@ -135,12 +86,20 @@ class Components:
         if name in self._declared:
             raise ValueError(f"there is a component {name} already")
         limit = self._close_timeout if close_timeout is None else close_timeout
-        self._declared[name] = _Component(name, make, tuple(needs), close, limit)
+        self._declared[name] = Component(name, make, tuple(needs), close, limit)
         return self
 
     def __getitem__(self, name: str) -> Any:
-        """A component that has been started."""
-        return self._values[name]
+        """A component that has been started.
+
+        Raises:
+            KeyError: it is not running, or nobody added it.
+        """
+        try:
+            return self._values[name]
+        except KeyError:
+            why = "is not running" if name in self._declared else "was never added"
+            raise KeyError(f"component {name} {why}") from None
 
     def order(self) -> list[str]:
         """The names in the order of start.
@@ -165,10 +124,13 @@ class Components:
 
         Raises:
             ValueError: see `order`.
+            RuntimeError: they are running already.
             ExceptionGroup: one could not be started; those before it are closed again, and what
                 went wrong with that is in the group too.
         """
         names = self.order()
+        if self._stack is not None:
+            raise RuntimeError("the components are running already: close them first")
         self._stack, self._errors = AsyncExitStack(), []
         self._stop.clear()
         try:
@@ -184,7 +146,7 @@ class Components:
             raise
         return self
 
-    async def _start(self, component: _Component) -> None:
+    async def _start(self, component: Component) -> None:
         assert self._stack is not None
         component.ready = asyncio.get_running_loop().create_future()
         component.leave = asyncio.Event()
@@ -207,7 +169,7 @@ class Components:
             uses = [f"component/{need}" for need in component.needs]
             self._host.record("created", f"component/{component.name}", uses=uses)
 
-    async def _leave(self, component: _Component) -> None:
+    async def _leave(self, component: Component) -> None:
         """Closes one, in the time it has; what goes wrong is noted and stops nobody."""
         component.leave.set()
         done, _ = await asyncio.wait({component.task}, timeout=component.close_timeout)
@@ -269,13 +231,17 @@ class Components:
             self._interrupted = True
             self._body.cancel()
 
+    def _signalled(self, number: signal.Signals) -> None:
+        self._signal = number
+        self.stop()
+
     def _take_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             # Outside of the main thread, and on Windows, the signals are somebody else's.
             with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
                 before = signal.getsignal(number)
-                loop.add_signal_handler(number, self.stop)
+                loop.add_signal_handler(number, self._signalled, number)
                 self._undo_signals.append(_signal_undo(loop, number, before))
 
     def _give_signals_back(self) -> None:
@@ -284,13 +250,23 @@ class Components:
             one()
 
     async def __aenter__(self) -> Self:
-        self._body, self._interrupted = asyncio.current_task(), False
+        """Starts all, and takes SIGTERM and SIGINT.
+
+        Raises:
+            SystemExit: a signal came before all had started; those that had are closed again.
+            ExceptionGroup: as for `start`.
+        """
+        body = self._body = asyncio.current_task()
+        self._interrupted, self._signal = False, None
         self._take_signals()
         try:
             return await self.start()
-        except BaseException:
+        except BaseException as error:
             self._body = None
             self._give_signals_back()
+            cancelled = isinstance(error, asyncio.CancelledError)
+            if cancelled and self._signal is not None and self._was_us(body):
+                raise _Interrupted(128 + self._signal) from None
             raise
 
     async def __aexit__(
@@ -323,6 +299,8 @@ class Components:
         try:
             async with self:
                 await self._stop.wait()
+        except _Interrupted:
+            return
         except asyncio.CancelledError:
             if not self._was_us(asyncio.current_task()):  # Ours while it was starting.
                 raise

@@ -11,7 +11,6 @@ garbage collector; nothing there may take a lock.
 from __future__ import annotations
 
 import functools
-import gc
 import os
 import sys
 import weakref
@@ -19,6 +18,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from adapters import heap
 
 DROPPED_KEPT = 1024
 """Notes of objects that were dropped unclosed, at the most."""
@@ -72,6 +73,7 @@ class Creations:
         self._last = 0
         self._watching = 0
         self._tracing = 0
+        self._older_found = False
         self._listeners: list[Callable[[Creation], None]] = []
         self._passed_over: tuple[str, ...] = ("<frozen",)
 
@@ -82,8 +84,6 @@ class Creations:
         self._watching += 1
         self._tracing += tracing
         self.refresh()
-        if self._watching == 1:
-            self._find_older()
 
     def stop(self, *, tracing: bool = False) -> None:
         """Ends one `start`; the last one restores the classes."""
@@ -95,6 +95,7 @@ class Creations:
             self._undo.clear()
             self._notes.clear()
             self.dropped.clear()
+            self._older_found = False
 
     def listen(self, listener: Callable[[Creation], None]) -> Callable[[], None]:
         """Has `listener` called with each new note, in the tick of the creation. Returns the end."""
@@ -186,15 +187,18 @@ class Creations:
         if not note.closed and note.sort != "task" and self._watching:
             self.dropped.append(note)
 
-    def _find_older(self) -> None:
-        """Notes what was made before anybody watched, from the heap: once, it takes some ms."""
+    def find_older(self) -> None:
+        """Notes what was made before anybody watched, from the heap: once, it takes some ten ms."""
+        if self._older_found:
+            return
+        self._older_found = True
         classes = {}
         for sort, (module, name, _) in SORTS.items():
             cls = getattr(sys.modules.get(module), name, None)
             if cls is not None:
                 classes[cls] = sort
         sorts: dict[type, str | None] = {}
-        for found in gc.get_objects():
+        for found in heap.objects():
             kind = type(found)
             if kind not in sorts:
                 sorts[kind] = next((s for c, s in classes.items() if c in kind.__mro__), None)

@@ -33,6 +33,9 @@ execution: ContextVar[str | None] = ContextVar("agent_reconciler_execution", def
 declared: weakref.WeakSet[logging.Handler] = weakref.WeakSet()
 """File handlers of ours: they are closed by whoever opened them."""
 
+ended: weakref.WeakSet[logging.Logger] = weakref.WeakSet()
+"""Loggers of executions that have ended: what else is attached to them has lost its owner."""
+
 _registries: weakref.WeakKeyDictionary[Host, Registry] = weakref.WeakKeyDictionary()
 _logs: weakref.WeakKeyDictionary[logging.Handler, ExecutionLog] = weakref.WeakKeyDictionary()
 _numbers = itertools.count(1)
@@ -136,6 +139,7 @@ class ExecutionLog:
         self._level = level
         self._host = host
         self._handler: logging.Handler | None = None
+        self._own: logging.Logger | None = None
         self._attached: logging.Logger | None = None
         self._token: Token[str | None] | None = None
         self._id = ""
@@ -152,6 +156,7 @@ class ExecutionLog:
         logger = logging.Logger(f"execution.{self.execution_id}", self._level)
         logger.parent = self._captured or logging.getLogger()
         logger.addFilter(self._mark)
+        self._own = logger
         handler = self._handler = self._open_handler()
         try:
             handler.addFilter(self._mine)
@@ -191,6 +196,8 @@ class ExecutionLog:
                 self._attached.removeHandler(handler)
         finally:
             handler.close()
+            if self._own is not None:
+                ended.add(self._own)
             if self._host is not None:
                 _registry_of(self._host).pop(self._id, None)
                 if self._began:

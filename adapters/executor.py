@@ -4,7 +4,7 @@ An order is checked and its entry marked as terminating in one tick, without an 
 resource is the very one that the worker saw (same last seq, same object in the registry), nobody has
 it acquired, nothing alive uses it. Otherwise the order is refused with the reason, as an event, and
 the worker decides afresh. A teardown has a time limit; the one that hangs is cancelled and reported,
-and does not hold up the others.
+and holds up only what must not go before it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.trace import Span, SpanKind
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from adapters.host import Host
 
 log = get_logger("adapters.executor")
+
+_stage = attrgetter("stage")
 
 
 class Refusal(Exception):
@@ -58,12 +62,27 @@ class Executor:
         self._untracked: dict[str, Entry] = {}
 
     async def execute(self, orders: Sequence[Order]) -> None:
-        """Carries out orders that came together: stage by stage, those of one stage side by side."""
-        stages: dict[int, list[Order]] = defaultdict(list)
-        for order in orders:
-            stages[order.stage].append(order)
-        for stage in sorted(stages):
-            await asyncio.gather(*(self._one(order) for order in stages[stage]))
+        """Carries out orders that came together, side by side, begun in the order of their stages.
+
+        One waits for those of earlier stages about what has to go before it, and for no others: a
+        teardown that hangs delays only what hangs on it. What sets the log right is done in the tick
+        in which it begins, so that all that follows finds it done.
+        """
+        turns: dict[str, list[asyncio.Task[None]]] = defaultdict(list)
+        by_stage = groupby(sorted(orders, key=_stage), key=_stage)
+        async with asyncio.TaskGroup() as group:
+            for _, of_stage in by_stage:
+                begun = []
+                for order in of_stage:
+                    first = [task for ref in (order.ref, *order.after) for task in turns[ref]]
+                    begun.append((order.ref, group.create_task(self._in_turn(order, first))))
+                for ref, task in begun:
+                    turns[ref].append(task)
+
+    async def _in_turn(self, order: Order, first: Sequence[asyncio.Task[None]]) -> None:
+        if first:
+            await asyncio.wait(first)
+        await self._one(order)
 
     async def _one(self, order: Order) -> None:
         if order.action == Action.REPORT:

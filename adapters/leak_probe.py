@@ -18,7 +18,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
 import psutil
@@ -36,6 +35,7 @@ log = get_logger("adapters.leak_probe")
 INTERVAL_SECONDS = 30.0
 SAMPLES = 12
 """Samples that a trend is told from."""
+_CLOSABLE = ("leaked_http_session", "leaked_http_connector", "leaked_log_handler")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,11 @@ class Finding:
     @property
     def ref(self) -> str:
         return f"{self.kind}/{self.id}"
+
+    @property
+    def can_be_closed(self) -> bool:
+        """It is still there, and whoever has it can still close it."""
+        return self.kind in _CLOSABLE and self.weak is not None
 
     def __str__(self) -> str:
         return f"{self.what}, made at {self.site}" if self.site else self.what
@@ -149,6 +154,7 @@ class LeakProbe:
         self._samples: dict[tuple[str, str], deque[int]] = {}
         self._declared: weakref.WeakSet[Any] = weakref.WeakSet()
         self._since = 0
+        self._begun = False
         self._found: dict[str, Findings] = {}
         self._known: set[str] = set()
         self._task: asyncio.Task[None] | None = None
@@ -189,6 +195,8 @@ class LeakProbe:
                 dropped; it takes as long as it takes.
         """
         creations.refresh()
+        if not self._begun:
+            creations.find_older()
         # Before the collector takes a task that waits for what nobody has any more.
         found = list(self._tasks())
         if collect:
@@ -248,15 +256,16 @@ class LeakProbe:
             yield self._finding(f"leaked_{note.sort}", note, what)
 
     def _tasks(self) -> Iterator[Finding]:
+        def concerns(task: asyncio.Task[Any]) -> bool:
+            note = creations.of(task)
+            return not self._begun or (note is not None and note.number > self._since)
+
         # One by one: a list of them would hold them, and so hide that nobody else does.
-        for task in forsaken_tasks(task for _, task in creations.live("task")):
+        for task in forsaken_tasks((task for _, task in creations.live("task")), concerns):
             note = creations.of(task) or Creation("task", task.get_name(), 0)
-            if note.number > self._since or not self._since:
-                name = getattr(task.get_coro(), "__qualname__", task.get_name())
-                what = f"a task runs {name} and nobody awaits it or holds it"
-                if not note.number:
-                    note.type = task.get_name()
-                yield self._finding("leaked_task", note, what, task)
+            name = getattr(task.get_coro(), "__qualname__", task.get_name())
+            what = f"a task runs {name} and nobody awaits it or holds it"
+            yield self._finding("leaked_task", note, what, task)
 
     def _trends(self) -> Iterator[Finding]:
         for (kind, name), samples in self._samples.items():
@@ -302,7 +311,7 @@ class LeakProbe:
 
     def begin(self) -> None:
         """From here on only what is made later is a finding, and trends begin anew."""
-        self._since = creations.last
+        self._since, self._begun = creations.last, True
         self._samples.clear()
 
     def close(self) -> None:
@@ -332,12 +341,7 @@ class LeakProbe:
         self._task = asyncio.create_task(self._look_on(), name="agent-reconciler leak probe")
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()

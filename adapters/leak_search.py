@@ -7,10 +7,11 @@ but for `remains_closed`.
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+from adapters import heap
 
 # What holds a task because it runs or waits, not because somebody looks after it.
 _MACHINERY = frozenset(
@@ -20,6 +21,9 @@ _MACHINERY = frozenset(
         "Task", "hamt", "async_generator_asend",
     }
 )  # fmt: skip
+
+
+_OWN_FILES = (__file__, heap.__file__)
 
 
 def only_grows(samples: Sequence[int], at_least: int) -> bool:
@@ -40,14 +44,19 @@ def only_grows(samples: Sequence[int], at_least: int) -> bool:
     return floors[0] < floors[1] < floors[2] and floors[2] - floors[0] >= at_least
 
 
-def forsaken_tasks(noted: Iterable[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:
+def forsaken_tasks(
+    noted: Iterable[asyncio.Task[Any]], concerns: Callable[[asyncio.Task[Any]], bool]
+) -> list[asyncio.Task[Any]]:
     """Pending tasks that nobody awaits and nobody holds: fire and forget.
 
     asyncio itself holds a task only weakly; one that something refers to (a list, an attribute, a
-    variable of a waiting coroutine) has an owner who can still await or cancel it.
+    variable of a waiting coroutine) has an owner who can still await or cancel it. One that was
+    cancelled is at its end, and the task that ends a generator which somebody left early is asyncio's
+    own.
 
     Args:
         noted: tasks that are known already; those of the running loop are looked at as well.
+        concerns: the others are left out, before the heap is asked who holds them.
     """
     tasks = set(noted)
     current: asyncio.Task[Any] | None = None
@@ -60,7 +69,12 @@ def forsaken_tasks(noted: Iterable[asyncio.Task[Any]]) -> list[asyncio.Task[Any]
     lonely = [
         task
         for task in tasks
-        if task is not current and not task.done() and not getattr(task, "_callbacks", None)
+        if task is not current
+        and not task.done()
+        and concerns(task)
+        and not getattr(task, "_callbacks", None)
+        and not task.cancelling()
+        and type(task.get_coro()).__name__ != "async_generator_athrow"
     ]
     del tasks
     return [task for task in lonely if not _held(task, lonely)]
@@ -68,10 +82,10 @@ def forsaken_tasks(noted: Iterable[asyncio.Task[Any]]) -> list[asyncio.Task[Any]
 
 def _held(task: asyncio.Task[Any], mine: list[asyncio.Task[Any]]) -> bool:
     frames = {id(mine), id(sys._getframe()), id(sys._getframe(1))}
-    for holder in gc.get_referrers(task):
+    for holder in heap.referrers(task):
         if id(holder) in frames or type(holder).__name__ in _MACHINERY:
             continue
-        if type(holder).__name__ == "frame" and holder.f_code.co_filename == __file__:
+        if type(holder).__name__ == "frame" and holder.f_code.co_filename in _OWN_FILES:
             continue
         return True
     return False

@@ -11,7 +11,6 @@ on the heap, and only when a handler seems lost.
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
 import logging
 import logging.handlers
@@ -20,8 +19,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from adapters import heap
 from adapters.entry import current_order
-from adapters.execution_log import ExecutionLog, SharedLog, declared, execution, execution_log
+from adapters.execution_log import (
+    ExecutionLog,
+    SharedLog,
+    declared,
+    ended,
+    execution,
+    execution_log,
+)
 from adapters.executor import Refusal
 from adapters.host import Host
 from adapters.registry import Registry
@@ -66,17 +73,20 @@ def holders_of(lost: set[logging.FileHandler]) -> dict[logging.Handler, object]:
     kinds: dict[type, bool] = {}
     found: dict[logging.Handler, object] = {}
     wanted = (logging.Logger, logging.handlers.MemoryHandler, logging.handlers.QueueListener)
-    for thing in gc.get_objects():
+    for thing in heap.objects():
         kind = type(thing)
         if kind not in kinds:
             kinds[kind] = any(one in kind.__mro__ for one in wanted)
-        if not kinds[kind]:
-            continue
-        held: list[Any] = [*getattr(thing, "handlers", ()), getattr(thing, "target", None)]
-        for handler in held:
-            if handler in lost:
-                found[handler] = thing
+        if kinds[kind]:
+            found.update((handler, thing) for handler in _held_by(thing) if handler in lost)
     return found
+
+
+def _held_by(holder: Any) -> list[Any]:
+    """The handlers that a logger, memory handler or listener passes records on to."""
+    if isinstance(holder, logging.Logger) and holder in ended:
+        return []
+    return [*getattr(holder, "handlers", ()), getattr(holder, "target", None)]
 
 
 def unattached() -> list[logging.FileHandler]:
@@ -94,8 +104,8 @@ def _end(id: str, handler: logging.Handler) -> None:
     order = current_order.get()
     if order is not None and loggers and _DETACHED in order.reason:
         raise Refusal(f"busy: it is attached to logger {loggers[0].name} again")
-    for logger in loggers:
-        logger.removeHandler(handler)
+    for logger in (*loggers, *ended):
+        logger.removeHandler(handler)  # A closed one would open its file again.
     handler.close()
 
 
@@ -161,7 +171,7 @@ class LogHandlers:
 
     def _is_held(self, handler: logging.Handler) -> bool:
         weak = self._held.get(handler)
-        return weak is not None and weak() is not None
+        return weak is not None and handler in _held_by(weak())
 
     def _adopt(self, handler: logging.FileHandler) -> str:
         id = self._ids.get(handler)

@@ -17,7 +17,6 @@ import itertools
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from adapters.entry import current_order
@@ -285,10 +284,5 @@ class Owned(Generic[T]):
         self._loop = asyncio.get_running_loop()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         await self.aclose()

@@ -1,21 +1,28 @@
 """The pytest fixture `leak_probe`: a test that asks for it fails if it leaked.
 
 What the test itself made and left behind counts, with the place where it was made; what fixtures made
-does not. The look happens right behind the test function, while its event loop is still there.
-`leak_probe = true` in the pytest settings asks for it in every test but those marked
-`leaks_on_purpose`.
+does not. The look happens right behind the test function, while its event loop is still there. What a
+fixture of the test may yet close is looked at again when the fixtures have ended; left open, it is an
+error of the teardown. `leak_probe = true` in the pytest settings asks for all this in every test but
+those marked `leaks_on_purpose`.
+
+The one thing to know: what is older than the test is frozen (`gc.freeze`) while it runs, so that the
+collector, run after every test, looks only at what the test made.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
 
-from adapters.leak_probe import LeakProbe
+from adapters.leak_probe import Finding, LeakProbe
 
 _EXCUSED = "leaks_on_purpose"
+_TO_CLOSE = pytest.StashKey[set[str]]()
+"""References of what a fixture may yet close."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,17 +34,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getini("leak_probe"):
-        return
+    always = config.getini("leak_probe")
     for item in items:
-        if not isinstance(item, pytest.Function) or item.get_closest_marker(_EXCUSED) is not None:
+        if not isinstance(item, pytest.Function):
             continue
-        if "leak_probe" not in item.fixturenames:
-            item.fixturenames.insert(0, "leak_probe")
+        names = item.fixturenames
+        asked = "leak_probe" in names
+        if asked or (always and item.get_closest_marker(_EXCUSED) is None):
+            if asked:
+                names.remove("leak_probe")
+            names.insert(0, "leak_probe")  # Set up first, it ends last.
 
 
 @pytest.fixture
-def leak_probe() -> Iterator[LeakProbe]:
+def leak_probe(request: pytest.FixtureRequest) -> Iterator[LeakProbe]:
     """A probe with tracing; the test that has it fails if it leaves something behind.
 
     `leak_probe.declare(thing)` excuses a thing. `leak_probe.watch(name, map)` and a
@@ -45,17 +55,43 @@ def leak_probe() -> Iterator[LeakProbe]:
     """
     with LeakProbe(tracing=True) as probe:
         yield probe
+        if waited := request.node.stash.get(_TO_CLOSE, None):
+            _fail_for([one for one in probe.look(collect=True) if one.ref in waited])
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
-    probe = pyfuncitem.funcargs.get("leak_probe")
-    if not isinstance(probe, LeakProbe):
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    probe = item.funcargs.get("leak_probe") if isinstance(item, pytest.Function) else None
+    if not isinstance(item, pytest.Function) or not isinstance(probe, LeakProbe):
         return (yield)
     probe.begin()
-    result = yield
-    found = probe.look(collect=True)
+    gc.freeze()
+    try:
+        result = yield
+        found = probe.look(collect=True)
+    finally:
+        gc.unfreeze()
+    if _has_fixtures(item):
+        may_close = [one for one in found if one.can_be_closed]
+        item.stash[_TO_CLOSE] = {one.ref for one in may_close}
+        found = [one for one in found if not one.can_be_closed]
+    _fail_for(found)
+    return result
+
+
+def _fail_for(found: list[Finding]) -> None:
     if found:
         lines = "\n".join(f"  {one}" for one in found)
         pytest.fail(f"the test leaked:\n{lines}", pytrace=False)
-    return result
+
+
+def _has_fixtures(item: pytest.Function) -> bool:
+    """Whether somebody other than pytest itself does something when the test has ended."""
+    for name in item.fixturenames:
+        definitions = item._fixtureinfo.name2fixturedefs.get(name)
+        if not definitions or name == "leak_probe":
+            continue
+        module = definitions[-1].func.__module__.partition(".")[0]
+        if module not in ("_pytest", "pytest_asyncio") or name.startswith(("_xunit", "_unittest")):
+            return True
+    return "request" in item._fixtureinfo.argnames

@@ -25,6 +25,8 @@ SKEW_EVENTS = 3
 OUTBOX_DEEP = 10_000
 """A host sends thousands of events a second; this many waiting means that it does not get through."""
 MEMORY_SHARE = 0.9
+OVERDUE_MS = 600_000
+"""Workers look every few seconds; a conversation that is overdue for so long cannot be archived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +72,16 @@ class Facts:
         processes: live host processes -> the partition of each.
         lapsed: host process -> ms since its lease lapsed, of those that nobody closed.
         servers: Redis server -> its answer to INFO.
+        nodes_away: nodes of a Redis Cluster that the others cannot reach.
         clocks: one per process.
         stuck: teardowns that failed too often.
         quarantined: entry id -> why it is not an event.
         outboxes: process -> events waiting at a first and at a second look.
         spilled, dropped: process -> events in its spill file, and lost for want of room.
         archive: where history goes; None nowhere, `off` it is dropped.
+        conversations: kept in Redis.
+        overdue: of these, not used for longer than `session_retention`.
+        overdue_ms: since when the oldest of them is.
     """
 
     now_ms: int
@@ -85,6 +91,7 @@ class Facts:
     processes: Mapping[str, int] = field(default_factory=dict)
     lapsed: Mapping[str, float] = field(default_factory=dict)
     servers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    nodes_away: Sequence[str] = ()
     clocks: Sequence[Clock] = ()
     stuck: Sequence[Stuck] = ()
     quarantined: Mapping[str, str] = field(default_factory=dict)
@@ -92,6 +99,9 @@ class Facts:
     spilled: Mapping[str, int] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
     archive: str | None = None
+    conversations: int = 0
+    overdue: int = 0
+    overdue_ms: float = 0.0
 
 
 def diagnose(facts: Facts) -> list[Finding]:
@@ -155,6 +165,12 @@ def _policy(facts: Facts) -> Iterator[Finding]:
 
 
 def _redis(facts: Facts) -> Iterator[Finding]:
+    for node in facts.nodes_away:
+        yield Finding(
+            "redis",
+            f"node {node} of the cluster does not answer the others",
+            "start it again, or take it out: `redis-cli --cluster del-node`; nobody stands in for it",
+        )
     for server, info in facts.servers.items():
         limit, used = int(info.get("maxmemory") or 0), int(info.get("used_memory") or 0)
         eviction = str(info.get("maxmemory_policy", "noeviction"))
@@ -262,6 +278,31 @@ def _archive(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _conversations(facts: Facts) -> Iterator[Finding]:
+    policy = facts.policy
+    if policy is not None and policy.session_retention is None and facts.conversations:
+        yield Finding(
+            "conversations",
+            f"session_retention is off: {facts.conversations} conversations stay in the memory of "
+            "Redis, and grow in number",
+            "give it a time: `agent-reconciler worker --set session_retention=2592000`",
+        )
+    elif facts.overdue and facts.archive is None:
+        yield Finding(
+            "conversations",
+            f"{facts.overdue} of {facts.conversations} conversations are older than session_retention, "
+            "and stay: the namespace has no archive",
+            "name a place for them: `agent-reconciler archive --to URL`; `--to off` deletes them",
+        )
+    elif facts.overdue_ms > OVERDUE_MS:
+        yield Finding(
+            "conversations",
+            f"{facts.overdue} of {facts.conversations} conversations are older than session_retention, "
+            f"the oldest for {span(facts.overdue_ms)}",
+            "a worker archives them: see its log for why it cannot",
+        )
+
+
 def _alive(facts: Facts) -> dict[str, Mapping[str, Any]]:
     return {
         worker: beat
@@ -285,5 +326,6 @@ CHECKS: Mapping[str, Callable[[Facts], Iterator[Finding]]] = {
     "quarantine": _quarantine,
     "clocks": _clocks,
     "archive": _archive,
+    "conversations": _conversations,
 }
 """What is checked, by name, in the order in which it is told."""

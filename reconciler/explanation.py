@@ -10,24 +10,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Literal
+from typing import Literal
 
 from reconciler.drift import Drift
+from reconciler.ending import how_it_ended
 from reconciler.fold import Attempt, ProcessState, Resource
 from reconciler.keepers import Keeper, keepers
 from reconciler.life import Life, Trial, Worker
 from reconciler.moment import clock, span
+from reconciler.phrases import began, some_of, uses_so_far, worker_name
 from reconciler.plan import Plan, retry_at
 from reconciler.policy import Policy
 
 Verdict = Literal[
     "alive", "in_use", "about_to_go", "due", "refused", "failing", "stuck", "ghost",
-    "torn_down", "removed", "lost", "stopped",
+    "torn_down", "removed", "lost", "stopped", "deleted",
 ]  # fmt: skip
 
 SOON_MS = 60_000
 """What has less than this left is said to be about to go."""
-_SHOWN = 3
 
 _HEADS: dict[Verdict, str] = {
     "alive": "alive",
@@ -42,6 +43,7 @@ _HEADS: dict[Verdict, str] = {
     "removed": "ended by its service",
     "lost": "lost with its process",
     "stopped": "ended with its process",
+    "deleted": "deleted as data",
 }
 
 
@@ -100,7 +102,8 @@ def explain(life: Life, around: Around) -> Explanation:
     process = around.process
     resource = process.resources.get(life.ref) if process is not None else None
     if life.ended is not None or process is None or resource is None:
-        return _ended(life)
+        ending, said = how_it_ended(life)
+        return Explanation(life.ref, life.process, ending, tuple(said), life)
     return _alive(life, around, process, resource)
 
 
@@ -118,10 +121,10 @@ def _alive(life: Life, around: Around, process: ProcessState, resource: Resource
     ghost = any(i.ref == life.ref for i in around.drift.ghosts)
     verdict = _verdict(resource, attempt, until, now, around, ghost=ghost, orphan=bool(orphan))
     said = [f"It is alive since {clock(life.began.at_ms)} UTC, for {span(now - life.began.at_ms)}: "
-            f"{_began(life)}."]  # fmt: skip
-    said.append(_uses_so_far(life, now))
+            f"{began(life)}."]  # fmt: skip
+    said.append(uses_so_far(life, now))
     if life.uses:
-        said.append(f"It uses {_list(life.uses)} and keeps that alive.")
+        said.append(f"It uses {some_of(life.uses)} and keeps that alive.")
     said += _what_keeps(reasons, resource, now)
     if ghost:
         said.append(
@@ -198,7 +201,7 @@ def _what_keeps(reasons: Sequence[Keeper], resource: Resource, now: int) -> list
         after = users[0].after_ms
         more = f", and {after / 1000:g} s after that" if after else ""
         said.append(
-            f"It is kept alive by {_list(names)}, which {'uses' if len(names) == 1 else 'use'} it{more}: "
+            f"It is kept alive by {some_of(names)}, which {'uses' if len(names) == 1 else 'use'} it{more}: "
             f"{_until(users[0].until_ms, now)}."
         )
     return said
@@ -213,7 +216,7 @@ def _until(until_ms: float, now: int) -> str:
 def _tried(trial: Trial) -> str:
     asked, outcome = trial.asked, trial.outcome
     text = (
-        f"{_worker(trial.worker)} ordered its teardown at {clock(asked.at_ms)} UTC (order "
+        f"{worker_name(trial.worker)} ordered its teardown at {clock(asked.at_ms)} UTC (order "
         f"{asked.order_id}), because {asked.reason or 'it was no longer desired'}; "
     )
     if outcome is None:
@@ -247,7 +250,7 @@ def _what_next(
         if waiting is not None and not waiting.until_ms:
             said.append(f"It has to wait: {waiting.reason}.")
         elif around.holder is not None:
-            said.append(f"{_worker(around.holder)} sends the order at its next pass.")
+            said.append(f"{worker_name(around.holder)} sends the order at its next pass.")
     if around.holder is None:
         said.append(
             f"But no worker acts for partition {around.partition}: nothing is torn down until one "
@@ -281,138 +284,3 @@ def _next_try(attempt: Attempt, next_try: int, around: Around) -> str:
         )
     count = f"{attempt.failures} of {around.policy.stuck_after} failures"
     return f"The next try is {when} ({count} until it is reported as stuck)."
-
-
-# --- ended ----------------------------------------------------------------------------------------
-
-
-def _ended(life: Life) -> Explanation:
-    end = life.ended
-    assert end is not None
-    said = [
-        f"It lived for {span(end.at_ms - life.began.at_ms)}, from {clock(life.began.at_ms)} to "
-        f"{clock(end.at_ms)} UTC: {_began(life)}.",
-        _uses_so_far(life, end.at_ms),
-    ]
-    former = life.last_user()
-    if former is not None and former.end is not None and former.end.at_ms <= end.at_ms:
-        said.append(_cause(f"{former.ref}, the last that used it,", former.end))
-    if life.owner_ended is not None:
-        said.append(_cause(f"Its owner {life.owned_by}", life.owner_ended))
-    verdict: Verdict
-    if end.type in {"process_lost", "process_stopped"}:
-        lost = end.type == "process_lost"
-        verdict = "lost" if lost else "stopped"
-        said += _end_of_process(life, lost=lost)
-    elif end.order_id:
-        verdict = "torn_down"
-        said += _by_order(life)
-    else:
-        verdict = "removed"
-        said.append(
-            f"No order ended it, its service did, at {clock(end.at_ms)} UTC (event {end.seq}): "
-            f"{end.reason or 'without a reason'}."
-        )
-    for entry, moment in life.entries:
-        said.append(
-            f"{entry}, which named it, was removed at {clock(moment.at_ms)} UTC"
-            f"{f' by order {moment.order_id}' if moment.order_id else ''}."
-        )
-    return Explanation(life.ref, life.process, verdict, tuple(said), life)
-
-
-def _end_of_process(life: Life, *, lost: bool) -> list[str]:
-    end = life.ended
-    assert end is not None
-    if not lost:
-        return [f"Its process stopped in good order at {clock(end.at_ms)} UTC, and it with that."]
-    by = _worker(Worker.of(end.process), start=False)
-    said = [
-        f"Its process was declared lost at {clock(end.at_ms)} UTC by {by}: "
-        f"{end.reason or 'it was not heard of in time'}.",
-        "All that the process held was closed in the log with it; there was nothing left to tear down.",
-    ]
-    if life.ref.startswith("session/"):
-        said.append("The conversation itself is data in Redis, and can go on in another process.")
-    return said
-
-
-def _by_order(life: Life) -> list[str]:
-    end, trial = life.ended, life.end_trial
-    assert end is not None
-    if trial is None:
-        return [
-            f"It was ended at {clock(end.at_ms)} UTC by order {end.order_id}, whose beginning the log "
-            f"no longer has: {end.reason}."
-        ]
-    asked = trial.asked
-    sort = "a ghost" if trial.sort == "ghost" else f"an {trial.sort}"
-    what = "it" if asked.ref == life.ref else asked.ref
-    said = []
-    tries = life.trials_count - (asked.ref == life.ref)
-    if tries:
-        before = [t for t in life.trials if t is not trial and t.outcome is not None]
-        last = (
-            f", the last time because {before[-1].outcome.reason}"
-            if before and before[-1].outcome
-            else ""
-        )
-        said.append(f"{tries} earlier {'order' if tries == 1 else 'orders'} did not end it{last}.")
-    said.append(
-        f"{_worker(trial.worker)} found {what} to be {sort} at {clock(asked.at_ms)} UTC and sent order "
-        f"{asked.order_id}, because {asked.reason}."
-    )
-    went = "" if asked.ref == life.ref else f"It went along with {asked.ref}. "
-    said.append(
-        f"{went}The host carried the order out after {span(end.at_ms - asked.at_ms)}, at "
-        f"{clock(end.at_ms)} UTC (event {end.seq}): outcome {end.type}."
-    )
-    return said
-
-
-def _cause(what: str, end: Any) -> str:
-    by = f" by order {end.order_id}" if end.order_id else ""
-    return f"{what} ended at {clock(end.at_ms)} UTC{by}: {end.reason or 'without a reason'}."
-
-
-# --- words ----------------------------------------------------------------------------------------
-
-
-def _began(life: Life) -> str:
-    began = life.began
-    how = {
-        "created": "created",
-        "adopted": "adopted into the log",
-    }.get(began.type, "first heard of")
-    text = f"{how} with event {began.seq} of its process"
-    if life.user:
-        text += f", for user {life.user}"
-    if began.trace_id:
-        text += f", by the request with trace {began.trace_id}"
-    if began.reason:
-        text += f" ({began.reason})"
-    return text
-
-
-def _uses_so_far(life: Life, now: int) -> str:
-    if life.last_use is None:
-        return "It was never used after that."
-    at_ms, by, moment = life.last_use
-    whose = f"event {moment.seq}" if by == life.ref else f"through {by}, event {moment.seq}"
-    times = "once" if life.use_count == 1 else f"{life.use_count} times"
-    before = "ago" if life.ended is None else "before its end"
-    return f"It was used {times} after that, the last time {span(now - at_ms)} {before} ({whose})."
-
-
-def _worker(worker: Worker, *, start: bool = True) -> str:
-    name = f"{'W' if start else 'w'}orker {worker.name}"
-    if worker.epoch is None:
-        return name
-    return f"{name} (partition {worker.partition}, epoch {worker.epoch})"
-
-
-def _list(names: Sequence[str]) -> str:
-    shown = list(names[:_SHOWN])
-    if len(names) > _SHOWN:
-        return f"{', '.join(shown)} and {len(names) - _SHOWN} more"
-    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]])) if shown else ""

@@ -149,7 +149,7 @@ class FleetView:
         holder = self._state.processes.get(event.holder or event.process)
         went = 0
         if kind == "cleaned_up" and "registry" not in (event.attrs or {}):
-            went = 1
+            went = int(holder is not None)  # What no process held did not go from the fleet.
         elif kind in {"process_lost", "process_stopped"} and holder is not None:
             went = len(holder.resources)
         new = kind in {"created", "adopted"} and (

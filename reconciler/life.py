@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from reconciler.fold import Event, Resource
+from store.messages import NO_PROCESS
 
 KEPT = 200
 """Uses, former users and orders of one life that are kept: the latest."""
@@ -241,6 +242,11 @@ class Lives:
                 _use(life, self.ref, Moment.of(entry_id, event))
             _take_edges(life, event)
         elif life is None:
+            if kind == "cleaned_up" and holder == NO_PROCESS:
+                # A conversation: of its life the log tells the end only.
+                moment = Moment.of(entry_id, event)
+                life = Life(self.ref, holder, moment, ended=moment)
+                self.lives.append(life)
             return
         elif kind == "cleanup_requested":
             life.trials.append(_trial(entry_id, event))

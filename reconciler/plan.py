@@ -40,7 +40,7 @@ class Step:
         reason: in words.
         sort: the sort of drift that it ends.
         after: resources that must be gone before it.
-        stage: steps are carried out stage by stage.
+        stage: steps of a lower one begin first.
         circle: what it is in a circle with, and their seqs: they go together.
         since_ms: Redis time since when it is due, as far as known.
         consequence: it becomes due only through other steps of this plan.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -24,6 +25,7 @@ from pydantic import (
 
 from reconciler.fold import ProcessState, Resource
 from store.errors import PolicyError
+from store.messages import SESSION_RETENTION, SHORTEST_RETENTION
 
 Rule = Callable[[Resource, ProcessState, int], str | None]
 """A rule of the user's own: (resource, its process, now in ms) -> the reason to end it, or None.
@@ -49,6 +51,16 @@ Seconds = Annotated[
 ]
 """More than 0 seconds, or None (written `off`) for no limit."""
 
+
+def _retention(seconds: float | None) -> float | None:
+    if seconds is not None and seconds < SHORTEST_RETENTION:
+        raise ValueError(
+            f"must be {SHORTEST_RETENTION:g} seconds at least, so that hosts can say what is in use; "
+            "`off` keeps conversations for ever"
+        )
+    return seconds
+
+
 Count = Annotated[int, Field(ge=1)] | None
 
 
@@ -59,6 +71,8 @@ class Policy(BaseModel):
         session_idle_timeout: seconds after its last use that a session may stay.
         runner_idle_timeout: seconds that a runner may stay after the last desired session left it.
         agent_idle_timeout: the same for an agent and its runners.
+        session_retention: seconds that a conversation is kept in Redis after its last use; then it
+            is archived, and deleted. 60 at least.
         idle_timeouts: the same for other kinds, by kind. Kinds that are not named live until their
             owner goes, or for ever.
         owner_timeout: seconds that a thing waits for the owner it was announced to have.
@@ -80,6 +94,7 @@ class Policy(BaseModel):
     session_idle_timeout: Seconds = 3600.0
     runner_idle_timeout: Seconds = 600.0
     agent_idle_timeout: Seconds = 600.0
+    session_retention: Annotated[Seconds, AfterValidator(_retention)] = SESSION_RETENTION
     idle_timeouts: dict[str, Seconds] = Field(default_factory=dict)
     owner_timeout: Seconds = 600.0
     max_sessions_per_user: Count = None

@@ -31,6 +31,7 @@ from reconciler.partitions import Partitions
 from reconciler.plan import Plan
 from reconciler.policy import Policy
 from reconciler.result import Result
+from reconciler.session_retention import SessionRetention
 from reconciler.tail import Tail
 from reconciler.vitals import Vitals
 from reconciler.watch import Watches
@@ -118,6 +119,9 @@ class Reconciler:
         self.outlook = Outlook(self.namespace, self.tail, watches, self.policy, self.now_ms)
         self.housekeeping = Housekeeping(
             self.log, self.tail, self.metrics, lambda: self.leases, self.now_ms
+        )
+        self.retention = SessionRetention(
+            self.namespace, lambda: self._acting.channels, self.policy
         )
         self._inbox = Inbox(self.namespace)
         self._acting = Partitions(

@@ -27,6 +27,7 @@ HEARTBEAT_SECONDS = 2.0
 WORKER_FORGOTTEN_SECONDS = 60.0
 SNAPSHOT_CHECK_SECONDS = 5.0
 ARCHIVE_SECONDS = 300.0
+RETENTION_CHECK_SECONDS = 15.0
 
 
 async def run_worker(
@@ -81,6 +82,13 @@ async def run_worker(
         keeping = reconciler.housekeeping
         schedule.add_job(keeping.snapshots, "interval", seconds=SNAPSHOT_CHECK_SECONDS)
         schedule.add_job(keeping.archive, "interval", seconds=archive_seconds)
+        # Archiving may take longer than that; the next call then finds it at work.
+        schedule.add_job(
+            reconciler.retention.look,
+            "interval",
+            seconds=RETENTION_CHECK_SECONDS,
+            max_instances=2,
+        )
         schedule.start()
         log.info(
             "worker started",

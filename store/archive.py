@@ -106,6 +106,36 @@ class Archive:
                 "written: nothing was trimmed; see to the disk, then try again"
             )
 
+    def keep_file(self, partition: int, folder: str, name: str, data: bytes, epoch: int) -> str:
+        """Writes a file of another sort than a segment, reads it back, and compares.
+
+        Args:
+            partition: in whose folder it is written first; epochs can only be compared within one.
+            folder: within that of the namespace.
+            name: of the file; one that is there is replaced.
+            data: its content.
+            epoch: of the lease of the writer, which names its temporary files.
+
+        Returns:
+            Where it is.
+
+        Raises:
+            ArchiveError: it could not be written, or what is there now is something else.
+        """
+        path, beside = f"{self._root}/{folder}", self._folder(partition)
+        with self._doing("write to"):
+            self._fs.makedirs(path, exist_ok=True)
+            self._fs.makedirs(beside, exist_ok=True)
+            self._sweep(beside, epoch)
+            self._put(path, name, data, epoch, beside)
+            back = bytes(self._fs.cat_file(f"{path}/{name}"))
+        if back != data:
+            raise ArchiveError(
+                f"what was read back from {path}/{name} is not what was written: nothing was deleted; "
+                "see to the disk, then try again"
+            )
+        return f"{path}/{name}"
+
     def try_writing(self) -> None:
         """Writes a file and removes it, to learn early whether the place can be written to."""
         with self._doing("write to"):
@@ -113,8 +143,8 @@ class Archive:
             self._put(self._root, ".writable", b"", 0)
             self._fs.rm_file(f"{self._root}/.writable")
 
-    def _put(self, folder: str, name: str, data: bytes, epoch: int) -> None:
-        temporary = f"{folder}/.{name}.e{epoch}.tmp"
+    def _put(self, folder: str, name: str, data: bytes, epoch: int, beside: str = "") -> None:
+        temporary = f"{beside or folder}/.{name}.e{epoch}.tmp"
         with self._fs.open(temporary, "wb") as file:
             file.write(data)
             file.flush()

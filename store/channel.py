@@ -177,6 +177,9 @@ class WorkerChannel:
         self._writers = 1
         self._seq = 0
         self._digest = NO_DIGEST
+        # Passes, lost processes and ended conversations are written by tasks of their own, and each
+        # write is numbered after the one before.
+        self._writing = asyncio.Lock()
 
     @contextlib.contextmanager
     def _unanswered(self) -> Iterator[None]:
@@ -209,6 +212,10 @@ class WorkerChannel:
             Fenced: the lease is no longer held; nothing was written.
             SequenceGap: the log forgot what was written before; write again.
         """
+        async with self._writing:
+            await self._write(events, orders)
+
+    async def _write(self, events: Sequence[EventRow], orders: Sequence[Order]) -> None:
         payloads, digest = self._encode(events)
         streams: dict[str, int] = {}
         sent: list[bytes | int] = []
@@ -234,6 +241,10 @@ class WorkerChannel:
         Raises:
             Fenced: the lease is no longer held; nothing was written.
         """
+        async with self._writing:
+            return await self._close_lost(process, event)
+
+    async def _close_lost(self, process: str, event: EventRow) -> bool:
         payloads, digest = self._encode([event])
         with self._unanswered():
             written = await self._namespace.store.script(

@@ -11,7 +11,6 @@ import re
 from collections.abc import Awaitable, Generator, Sequence
 from hashlib import sha1
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from redis.exceptions import (
@@ -269,12 +268,7 @@ class Store:
     async def __aenter__(self) -> Self:
         return await self.open()
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
 

@@ -18,6 +18,7 @@ from store.errors import NamespaceError
 
 PREFIX = "ar"
 _LONGEST_PART = 200
+_SHORT_PART = 150
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -39,6 +40,11 @@ def key_part(text: str) -> str:
     if len(part) > _LONGEST_PART:
         return "#" + sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     return part
+
+
+def short_part(part: str) -> str:
+    """A key part that three of fit into a reference: long ones become `#` and their SHA-256."""
+    return part if len(part) <= _SHORT_PART else "#" + sha256(part.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +154,17 @@ class Keys:
         """Sorted set: worker that takes part in sharing -> when it counts as gone, ms of Redis time."""
         return self._key("members")
 
+    @property
+    def apps(self) -> str:
+        """Set: ADK apps that have, or had, conversations here; how a worker finds them."""
+        return self._key("apps")
+
     def partition(self, number: int) -> PartitionKeys:
         return PartitionKeys(self.namespace, number)
 
     def app_sessions(self, app: str) -> AppSessionKeys:
-        return AppSessionKeys(f"{PREFIX}:{{{self.namespace}/adk/{key_part(app)}}}")
+        part = key_part(app)
+        return AppSessionKeys(f"{PREFIX}:{{{self.namespace}/adk/{part}}}", app, part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +174,16 @@ class AppSessionKeys:
     One append may change the session, the user's state and the app's state, and must change all or
     none. App state is shared by every session of the app, so one slot for the app is what makes that
     one script. The price: one app does not spread over the nodes of a cluster; many apps do.
+
+    Attributes:
+        tag: what all of them begin with.
+        name: of the app.
+        part: the same, as a key part.
     """
 
     tag: str
+    name: str
+    part: str
 
     @property
     def state(self) -> str:
@@ -176,19 +195,38 @@ class AppSessionKeys:
         """Sorted set: `user/session` as key parts -> when it expires, in ms of Redis time, or inf."""
         return f"{self.tag}:sessions"
 
+    @property
+    def used(self) -> str:
+        """Sorted set: the same names -> their last use, in ms of Redis time."""
+        return f"{self.tag}:used"
+
+    @property
+    def ended(self) -> str:
+        """Sorted set: conversations that expired or were archived, until a worker has said so."""
+        return f"{self.tag}:ended"
+
+    @property
+    def keeper(self) -> str:
+        """String: the epoch of the worker that looks after the conversations of the app."""
+        return f"{self.tag}:keeper"
+
     def user_state(self, user: str) -> str:
         """Hash: key -> JSON, what ADK calls `user:` state."""
         return self.user_state_of(key_part(user))
 
     def user_sessions(self, user: str) -> str:
         """Sorted set: the part of `sessions` that is this user's."""
-        return f"{self.tag}:user:{key_part(user)}:sessions"
+        return self.user_sessions_of(key_part(user))
 
     def user_state_of(self, part: str) -> str:
         return f"{self.tag}:user:{part}:state"
 
+    def user_sessions_of(self, part: str) -> str:
+        return f"{self.tag}:user:{part}:sessions"
+
     def session(self, user: str, session: str) -> SessionKeys:
-        return SessionKeys(self, user, f"{key_part(user)}/{key_part(session)}")
+        part = key_part(user)
+        return SessionKeys(self, part, f"{part}/{key_part(session)}")
 
     def recovery(self, user: str, session: str) -> str:
         """String with a time to live: the recovery record of a session, packed."""
@@ -198,6 +236,10 @@ class AppSessionKeys:
         """The hash of a session, from its name in `sessions`; see `SessionKeys.session`."""
         return f"{self.tag}:session:{member}"
 
+    def of_member(self, member: str) -> SessionKeys:
+        """The keys of a session, from its name in `sessions`."""
+        return SessionKeys(self, member.partition("/")[0], member)
+
 
 @dataclass(frozen=True, slots=True)
 class SessionKeys:
@@ -205,7 +247,7 @@ class SessionKeys:
 
     Attributes:
         app: the keys it shares with the other sessions of its app.
-        user: the user's id.
+        user: the user's id, as a key part.
         member: the name of the session in the sorted sets of sessions.
     """
 
@@ -235,7 +277,9 @@ class SessionKeys:
             self.events,
             self.seen,
             self.app.state,
-            self.app.user_state(self.user),
+            self.app.user_state_of(self.user),
             self.app.sessions,
-            self.app.user_sessions(self.user),
+            self.app.user_sessions_of(self.user),
+            self.app.used,
+            self.app.ended,
         ]

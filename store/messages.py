@@ -20,6 +20,14 @@ from store.errors import MalformedEntry
 
 T = TypeVar("T")
 
+SESSION_RETENTION = 30 * 86400.0
+"""Seconds that a conversation is kept after its last use, unless the policy says otherwise."""
+SHORTEST_RETENTION = 60.0
+"""Seconds. Hosts note every third of it which sessions are in use, so that none of them is ever due."""
+
+NO_PROCESS = "conversations"
+"""In the log, the holder of what no process holds: the fold knows no such process, and passes over it."""
+
 BUCKETS = 256
 """Buckets that an inventory is divided into."""
 
@@ -156,7 +164,8 @@ class Order(msgspec.Struct, frozen=True, omit_defaults=True):
             is another.
         reason: why, in words.
         after: resources that must be gone before this one may go.
-        stage: orders sent together are carried out stage by stage, ascending.
+        stage: of orders sent together the lower begin first; one waits for those about what is named in
+            `after`.
         timeout: seconds that a teardown may take.
         registry, key: the index entry of a `drop_entry`.
         traceparent: the worker's span of this order (W3C Trace Context); see `store.tracing`.

@@ -16,10 +16,11 @@ from redis.exceptions import RedisError
 from store.connection import Store
 from store.errors import MalformedEntry, PolicyError, RedisUnavailable, TooLarge
 from store.keys import Keys
+from store.messages import SESSION_RETENTION
 from store.namespace import DEFAULT_NAMESPACE
 from store.refusals import Unavailable
 
-RETENTION = 30 * 86400.0
+RETENTION = SESSION_RETENTION
 """Seconds that a record is kept after it was saved, unless told otherwise."""
 
 _MAX_BYTES = 64 * 2**20

@@ -118,7 +118,8 @@ async def check_servers(client: Any, url: str) -> None:
             ) from None
         raise RedisUnavailable(_nobody_there(error, url)) from None
     except Unavailable as error:
-        raise RedisUnavailable(_nobody_there(error, url)) from None
+        message = _node_away(error, url) if is_cluster(client) else None
+        raise RedisUnavailable(message or _nobody_there(error, url)) from None
     except RedisError as error:
         raise RedisUnavailable(f"{url} does not answer like Redis: {error}") from None
     for node, info in said.items():
@@ -133,10 +134,30 @@ async def infos(client: Any, url: str) -> dict[str, dict[str, Any]]:
         return {url: await client.info()}
     await client.initialize()
     nodes = client.get_primaries()
-    answers = await asyncio.gather(
-        *(client.execute_command("INFO", target_nodes=node) for node in nodes)
-    )
+    answers = await asyncio.gather(*(_info_of(client, node) for node in nodes))
     return {node.name: info for node, info in zip(nodes, answers, strict=True)}
+
+
+async def _info_of(client: Any, node: Any) -> dict[str, Any]:
+    try:
+        info: dict[str, Any] = await client.execute_command("INFO", target_nodes=node)
+    except Unavailable as error:
+        error.add_note(node.name)
+        raise
+    return info
+
+
+def _node_away(error: BaseException, url: str) -> str | None:
+    """Which node of a cluster does not answer, where others do; None where the error tells of none."""
+    # redis-py asks one node for its commands before anything else, and says where it failed.
+    said = re.search(r"(?:connecting to|reading from) (\S+:\d+)", str(error))
+    node = said[1] if said else getattr(error, "__notes__", [None])[0]
+    if node is None:
+        return None
+    return (
+        f"node {node} of the cluster at {url} does not answer ({_cause(error)}): start it, or wait "
+        "for its replica to take over; the others tell, `redis-cli -p <port> CLUSTER NODES`"
+    )
 
 
 def _nobody_there(error: BaseException, url: str) -> str:

@@ -35,15 +35,15 @@ WIDE = (
     "adapters/adk",
     "adapters/aether",
     "adapters/bindings",
-    "adapters/test_outages.py",
     "deploy",
+    *(f"adapters/test_{name}.py" for name in ("outages", "failover", "killed_host")),
     "browser",
     "monitoring/test_alerts.py",
     "reconciler/web",
     "store/test_cluster.py",
     *(f"e2e/test_{name}.py" for name in ("adk_command_line", "bad_requests", "cluster", "doctor")),
     *(f"e2e/test_{name}.py" for name in ("debugging_story", "explain", "history", "lookback")),
-    *(f"e2e/test_{name}.py" for name in ("status", "traces", "workers")),
+    *(f"e2e/test_{name}.py" for name in ("session_retention", "status", "traces", "workers")),
 )
 """What stands around the core: `make test` stays under three minutes, `make wide` runs these."""
 

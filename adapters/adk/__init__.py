@@ -13,6 +13,7 @@ from adapters.adk.recovery import (
     get_recovery_store,
     load_archived_session,
     purge_archived_session,
+    restore_session,
 )
 from adapters.adk.runtime import AdkRuntime
 from adapters.adk.session_service import RedisSessionService
@@ -26,4 +27,5 @@ __all__ = [
     "get_recovery_store",
     "load_archived_session",
     "purge_archived_session",
+    "restore_session",
 ]

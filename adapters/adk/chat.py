@@ -12,7 +12,6 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from google.adk.agents.run_config import RunConfig
@@ -97,12 +96,7 @@ class Chat:
         self.ref = self._entry.ref
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         live, self._live = self._live, None
         entry, runner = self._entry, self._runner
         if live is None or entry is None or runner is None:

@@ -12,12 +12,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
 
 from adapters.adk.chat import LiveChat
+from adapters.adk.live_chats import LiveChats
 from adapters.entry import Entry
 from adapters.host import Host
-from adapters.registry import Index, Registry
 from store.errors import LimitReached, PolicyError
 
-_TO_MAKE_ROOM = "to make room"
+TO_MAKE_ROOM = "to make room"
 
 
 class Victim(NamedTuple):
@@ -32,8 +32,7 @@ class Room:
 
     Args:
         host: of the registries.
-        chats: by name, least recently used first.
-        user_chats: user -> names.
+        live: the chats.
         per_user, total: the limits; None is none.
         end: ends a chat that is marked, or raises and leaves it.
         report: says that a chat could not be ended.
@@ -45,8 +44,7 @@ class Room:
     def __init__(
         self,
         host: Host,
-        chats: Registry,
-        user_chats: Index,
+        live: LiveChats,
         per_user: int | None,
         total: int | None,
         end: Callable[[LiveChat, Entry, str], Awaitable[None]],
@@ -56,8 +54,9 @@ class Room:
             if limit is not None and limit < 1:
                 raise PolicyError(f"a limit of {limit} chats cannot be: give at least 1, or None")
         self._host = host
-        self._chats = chats
-        self._user_chats = user_chats
+        self._live = live
+        self._chats = live.chats
+        self._user_chats = live.user_chats
         self._per_user = per_user
         self._total = total
         self._end = end
@@ -82,9 +81,18 @@ class Room:
             raise
         return victims
 
+    def leaving(self, user: str) -> Entry | None:
+        """A chat that is being ended anyway, by an order or by its user: its place can be waited for.
+
+        Where a user is at their limit it must be one of theirs.
+        """
+        mine = self._user_chats.get(user, ())
+        full = self._per_user is not None and self._staying(mine) >= self._per_user
+        return self._live.leaving(mine if full else list(self._chats), but=TO_MAKE_ROOM)
+
     def _staying(self, names: Iterable[str]) -> int:
         entries = (self._host.entries[f"session/{name}"] for name in names)
-        return sum(entry.terminating != _TO_MAKE_ROOM for entry in entries)
+        return sum(entry.terminating != TO_MAKE_ROOM for entry in entries)
 
     def _mark(self, user: str | None, limit: str, tried: frozenset[str] = frozenset()) -> Victim:
         names: Iterable[str] = self._chats
@@ -97,7 +105,7 @@ class Room:
             if entry is None or entry.in_use or entry.terminating or name in tried:
                 continue
             if entry.obj.kept_until <= now:
-                entry.terminating = _TO_MAKE_ROOM
+                entry.terminating = TO_MAKE_ROOM
                 self._going += 1
                 return Victim(entry, user)
         raise LimitReached(
@@ -108,7 +116,7 @@ class Room:
     def _unmark(self, victims: Iterable[Victim]) -> None:
         for entry, _ in victims:
             self._going -= 1
-            if entry.terminating == _TO_MAKE_ROOM:
+            if entry.terminating == TO_MAKE_ROOM:
                 entry.terminating = ""
 
     async def make(self, victims: list[Victim]) -> None:
@@ -123,7 +131,7 @@ class Room:
             while left:
                 entry, user = left[-1]
                 try:
-                    await self._end(entry.obj, entry, _TO_MAKE_ROOM)
+                    await self._end(entry.obj, entry, TO_MAKE_ROOM)
                 except Exception as error:
                     self._unmark([left.pop()])
                     self._report(entry, error)

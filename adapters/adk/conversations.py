@@ -60,6 +60,8 @@ class Conversations:
     async def find(self, identity: Identity) -> None:
         """Makes sure that the ADK session is there: as it is, brought back, or new."""
         app, user, chat = identity
+        if isinstance(self._service, RedisSessionService):
+            self._service.note_uses_of(self._host)
         if self._recovery is not None and self._in_memory:
             held = await load_archived_session(
                 self._recovery, self._service, app_name=app, user_id=user, session_id=chat

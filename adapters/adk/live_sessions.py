@@ -138,11 +138,13 @@ class LiveSessions(Registry):
             live.endings.append(ending)
         return None if entry.terminating else entry
 
-    def gone(self, identity: Identity) -> None:
+    def gone(self, identity: Identity, reason: str = "") -> None:
         """A session is no more: it was deleted, or somebody else looks after it now."""
         ref = session_ref(self._on, identity)
         entry = self._on.entries.get(ref)
         if entry is not None and isinstance(entry.obj, LiveSession):
+            if reason and not entry.terminating:
+                self._on.forget(entry, reason=reason)
             self.pop(entry.key, None)
 
 

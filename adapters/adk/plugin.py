@@ -176,6 +176,9 @@ class LifecyclePlugin(BasePlugin):
         if runner is None:
             runner = self._unobserved(host, context, agent)
         LiveSessions.of(host).note_use(identity, self._ending)
+        note_uses_of = getattr(context.session_service, "note_uses_of", None)
+        if note_uses_of is not None:
+            note_uses_of(host)
         ref = session_ref(host, identity)
         uses = host.entries[ref].uses
         if runner not in uses:

@@ -7,6 +7,7 @@ events go into the record, and from there back into the memory of whichever proc
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ from google.adk.sessions.state import State
 from adapters.adk.session_codec import decode_event, encode_event, plain_state
 from adapters.host import Host
 from store.connection import Store
+from store.conversation_archive import read_archived
 from store.namespace import DEFAULT_NAMESPACE
 from store.recovery import RETENTION, RecoveryRecord, RecoveryStore
 
@@ -145,21 +147,62 @@ async def load_archived_session(
     record = await recovery.load(app_name, user_id, session_id)
     if record is None or record.transcript is None:
         return None
-    where = f"load_archived_session of session/{session_id}"
+    return await _bring_back(service, record, f"load_archived_session of session/{session_id}")
+
+
+async def restore_session(service: BaseSessionService, archived: bytes) -> Session:
+    """Brings back a conversation that a worker archived after `session_retention`.
+
+    Its own state is as it was. App and user state, which were never archived, stay as they are now, and
+    the events no longer say how they changed them.
+
+    Args:
+        service: where to. If it has a session of that name, that one is left as it is.
+        archived: the file, whose place is in the log: `agent-reconciler log --resource
+            conversation/APP/USER/ID`.
+
+    Returns:
+        The session, without its events.
+
+    Raises:
+        ArchiveError: it is not such a file, or some of it is missing; nothing was changed.
+        MalformedEntry: an event that this version of ADK cannot read; nothing was changed.
+    """
+    about, lines = read_archived(archived)
+    record = RecoveryRecord(
+        about["app"],
+        about["user"],
+        about["id"],
+        saved_at=0.0,
+        state=about["state"],
+        transcript=tuple(json.dumps(line["e"]) for line in lines),
+        updated_at=about["updated_at"],
+    )
+    names = {"app_name": record.app, "user_id": record.user, "session_id": record.session}
+    held = await service.get_session(**names, config=WITHOUT_EVENTS)
+    if held is not None:
+        return held
+    return await _bring_back(service, record, f"restore_session of session/{record.session}")
+
+
+async def _bring_back(service: BaseSessionService, record: RecoveryRecord, where: str) -> Session:
+    """Makes a session of a record with a transcript."""
+    names = {"app_name": record.app, "user_id": record.user, "session_id": record.session}
     # Decoded before anything is created: a record that cannot be read changes nothing.
-    events = [decode_event(text.encode(), where=where) for text in record.transcript]
+    events = [decode_event(text.encode(), where=where) for text in record.transcript or ()]
     state = await _state_for(service, record)
     session = await service.create_session(**names, state=state)
     if isinstance(service, InMemorySessionService):
         # Not by append_event: that would apply each state change of old once more, over newer state
         # of the user and the app.
-        stored = service.sessions[app_name][user_id][session.id]
+        stored = service.sessions[record.app][record.user][session.id]
         stored.events.extend(events)
         stored.last_update_time = record.updated_at
     else:
         for event in events:
             await service.append_event(session, _without_shared(event))
-    return await service.get_session(**names, config=WITHOUT_EVENTS)
+    found = await service.get_session(**names, config=WITHOUT_EVENTS)
+    return session if found is None else found
 
 
 def _without_shared(event: Event) -> Event:

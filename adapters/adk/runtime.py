@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from google.adk.sessions import BaseSessionService
@@ -21,19 +20,13 @@ from adapters.adk.agent_config import config_id
 from adapters.adk.chat import Chat, LiveChat
 from adapters.adk.chat_limits import Room, Victim
 from adapters.adk.conversations import Conversations
-from adapters.adk.live_sessions import (
-    Identity,
-    LiveSession,
-    LiveSessions,
-    session_ref,
-    short,
-    until_ended,
-)
+from adapters.adk.live_chats import LiveChats
+from adapters.adk.live_sessions import Identity, session_ref, until_ended
 from adapters.adk.shared_runners import AgentFactory, SharedRunners, llm_agent
 from adapters.entry import Entry
 from adapters.host import Host
 from adapters.logs import get_logger
-from store.errors import NotAlive
+from store.errors import LimitReached, NotAlive
 from store.recovery import RecoveryStore
 
 log = get_logger("adapters.adk.runtime")
@@ -59,6 +52,8 @@ class AdkRuntime:
         max_chats_per_user: of this process; beyond it the least recently used that nobody has open
             goes.
         max_chats: the same for all users together.
+        max_runners: of this process, and with them agents; beyond it the least recently used that no
+            open chat has goes.
         runner_options: further arguments of every ADK `Runner`, such as `artifact_service`.
         hash_of: makes the short name of an agent configuration.
 
@@ -81,6 +76,7 @@ class AdkRuntime:
         ephemeral: bool = False,
         max_chats_per_user: int | None = None,
         max_chats: int | None = None,
+        max_runners: int | None = None,
         runner_options: Mapping[str, Any] | None = None,
         hash_of: Callable[[str], str] = config_id,
     ) -> None:
@@ -88,31 +84,23 @@ class AdkRuntime:
         self.session_service = session_service
         self._host = host
         self._data = Conversations(host, session_service, recovery, ephemeral=ephemeral)
+        self._live = LiveChats(host, app_name, save=self._save, teardown=self._teardown)
+        self.chats = self._live.chats
+        self.user_chats = self._live.user_chats
         self._shared = SharedRunners(
-            host, app_name, session_service, create_agent, runner_options or {}, hash_of
+            host,
+            app_name,
+            session_service,
+            create_agent,
+            runner_options or {},
+            hash_of,
+            most=max_runners,
+            release=self._live.release,
         )
         self.runners = self._shared.runners
         self.agents = self._shared.agents
         self.creations = self._shared.creations
-        self.chats = host.registry(
-            "session",
-            name=f"{app_name} chats",
-            uses=lambda _, live: live.uses(),
-            user=lambda _, live: live.identity[1],
-            save=self._save,
-            teardown=self._teardown,
-        )
-        self.user_chats = host.index(f"{app_name} user_chats", "session")
-        self._room = Room(
-            host,
-            self.chats,
-            self.user_chats,
-            max_chats_per_user,
-            max_chats,
-            self._end,
-            self._report,
-        )
-        self._doubled = 0
+        self._room = Room(host, self._live, max_chats_per_user, max_chats, self._end, self._report)
         self._open_chats = 0
         self._nobody = asyncio.Event()
         self._nobody.set()
@@ -121,12 +109,7 @@ class AdkRuntime:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
     def sizes(self) -> dict[str, int]:
@@ -146,7 +129,7 @@ class AdkRuntime:
                 another configuration than before switches the agent, and the history stays.
 
         Raises:
-            LimitReached: when it is entered: a limit is reached and all chats are in use.
+            LimitReached: when it is entered: a limit is reached, and what it is about is all in use.
             NotAlive: when it is entered: the runtime is closed.
             Exception: when it is entered: what `create_agent` raises.
         """
@@ -173,6 +156,7 @@ class AdkRuntime:
                 runner = self._shared.live(key)
             # From here to the link there is no await: the runner cannot go.
             before = live.uses()
+            self._shared.attach(runner)
             live.runners.append(runner.ref)
             live.last_runner = runner.ref
             live.agent = key.id
@@ -180,8 +164,8 @@ class AdkRuntime:
                 self._host.link(entry.ref, uses=live.uses())
         except BaseException:
             self._end_use(live, entry)
-            if not live.ready and not entry.in_use and self._is_live(live, entry):
-                self._remove(live, "it could not be opened")
+            if not live.ready and not entry.in_use and self._live.has(live, entry):
+                self._live.remove(live, "it could not be opened")
             raise
         return live, entry, runner
 
@@ -197,38 +181,29 @@ class AdkRuntime:
                 continue
             victims: list[Victim] = []
             if entry is None or entry.obj is not self.chats.get(entry.key):
-                victims = self._room.choose(identity[1])
-                entry = self._add(identity, ref)
+                try:
+                    victims = self._room.choose(identity[1])
+                except LimitReached:
+                    leaving = self._room.leaving(identity[1])
+                    if leaving is None:
+                        raise
+                    await until_ended(self._host, leaving)
+                    continue
+                entry = self._live.add(identity, ref)
             live: LiveChat = entry.obj
             self._host.begin_use(ref)
             self._open_chats += 1
             self._nobody.clear()
-            self._touch(live, entry)
+            self._live.touch(live, entry)
             return live, entry, victims
-
-    def _add(self, identity: Identity, ref: str) -> Entry:
-        held = self._host.entries.get(ref)
-        if held is not None and isinstance(held.obj, LiveSession):
-            # Somebody used the session without us; from now on the runtime looks after it.
-            LiveSessions.of(self._host).gone(identity)
-        name = ref.partition("/")[2]
-        self._doubled += name != identity[2]
-        self.chats[name] = LiveChat(identity)
-        user = identity[1]
-        self.user_chats[user] = (*self.user_chats.get(user, ()), name)
-        return self._host.entries[ref]
-
-    def _touch(self, live: LiveChat, entry: Entry) -> None:
-        live.last_used = time.monotonic()
-        # To the end of the dict, the place of the most recently used; nothing else changes.
-        dict.__setitem__(self.chats, entry.key, dict.pop(self.chats, entry.key))
 
     async def leave(self, live: LiveChat, entry: Entry, runner: Entry) -> None:
         """The other half of `open`."""
         before = live.uses()
         live.runners.remove(runner.ref)
+        self._shared.detach(runner)
         live.last_used = time.monotonic()
-        alive = self._is_live(live, entry)
+        alive = self._live.has(live, entry)
         if alive and live.uses() != before:
             self._host.link(entry.ref, uses=live.uses())
         self._end_use(live, entry)
@@ -244,9 +219,6 @@ class AdkRuntime:
         self._open_chats -= 1
         if not self._open_chats:
             self._nobody.set()
-
-    def _is_live(self, live: LiveChat, entry: Entry) -> bool:
-        return self.chats.get(entry.key) is live
 
     # --- the end of a chat ----------------------------------------------------------------------
 
@@ -271,7 +243,7 @@ class AdkRuntime:
             ValueError: it is not clear whose chat is meant.
             Exception: what saving or deleting it raises; the chat stays.
         """
-        found = self._find(chat_id, user_id)
+        found = self._live.find(chat_id, user_id)
         if found is None:
             if delete and user_id is not None:
                 await self._data.delete((self.app_name, user_id, chat_id))
@@ -293,12 +265,11 @@ class AdkRuntime:
         Raises:
             ValueError: it is not clear whose chat is meant.
         """
-        found = self._find(chat_id, user_id)
+        found = self._live.find(chat_id, user_id)
         if found is None or found[1].terminating:
             return False
         live, entry = found
-        live.last_used = time.monotonic()
-        self._touch(live, entry)
+        self._live.touch(live, entry)
         self._host.entry_used(entry.ref)
         return True
 
@@ -308,29 +279,13 @@ class AdkRuntime:
         Raises:
             ValueError: it is not clear whose chat is meant, or the time is not more than 0.
         """
-        found = self._find(chat_id, user_id)
+        found = self._live.find(chat_id, user_id)
         if found is None or found[1].terminating:
             return False
         live, entry = found
         self._host.keep_alive(entry.ref, seconds)
         live.kept_until = max(live.kept_until, time.monotonic() + seconds)
         return True
-
-    def _find(self, chat_id: str, user_id: str | None) -> tuple[LiveChat, Entry] | None:
-        if user_id is None:
-            plain = self.chats.get(short(chat_id))
-            # Only where ids are shared is it worth to look at all.
-            chats = self.chats.values() if self._doubled else [plain] if plain else []
-            users = {live.identity[1] for live in chats if live.identity[2] == chat_id}
-            if len(users) > 1:
-                raise ValueError(f"several users have a chat {chat_id}: say whose, user_id=")
-            if not users:
-                return None
-            (user_id,) = users
-        entry = self._host.entries.get(session_ref(self._host, (self.app_name, user_id, chat_id)))
-        if entry is None or not self._is_live(entry.obj, entry):
-            return None
-        return entry.obj, entry
 
     async def _end(
         self, live: LiveChat, entry: Entry, reason: str, *, delete: bool = False
@@ -351,7 +306,7 @@ class AdkRuntime:
             if self._host.entries.get(entry.ref) is entry:
                 entry.terminating = ""
             raise
-        self._remove(live, reason)
+        self._live.remove(live, reason)
 
     async def _save(self, _: str, live: LiveChat) -> None:
         await self._data.save(live.identity, live.agent)
@@ -362,25 +317,7 @@ class AdkRuntime:
             False  # If it is cut short the chat may stay, and has to look for its data anew.
         )
         await self._data.let_go(live.identity)
-        self._remove(live)
-
-    def _remove(self, live: LiveChat, reason: str | None = None) -> None:
-        """Takes a chat out of all maps, in one tick."""
-        _, user, chat = live.identity
-        ref = session_ref(self._host, live.identity)
-        name = ref.partition("/")[2]
-        if self.chats.get(name) is not live:
-            return
-        entry = self._host.entries.get(ref)
-        if entry is not None and reason is not None:
-            self._host.forget(entry, reason=reason)
-        self.chats.pop(name)
-        self._doubled -= name != chat
-        left = tuple(other for other in self.user_chats.get(user, ()) if other != name)
-        if left:
-            self.user_chats[user] = left
-        else:
-            self.user_chats.pop(user, None)
+        self._live.remove(live)
 
     def _report(self, entry: Entry, error: Exception) -> None:
         reason = f"it stays: {error or type(error).__name__}"
@@ -412,14 +349,14 @@ class AdkRuntime:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TEARDOWN_SECONDS):
                     await until_ended(self._host, entry)
-            if not self._is_live(live, entry):
+            if not self._live.has(live, entry):
                 continue
             entry.terminating = _BY_SHUTDOWN
             try:
                 await self._end(live, entry, _BY_SHUTDOWN, delete=bool(live.ending))
             except Exception as error:
                 self._report(entry, error)
-                self._remove(live, "the service shut down; it could not be saved")
+                self._live.remove(live, "the service shut down; it could not be saved")
         await self._shared.close()
         for registry in (self.chats, self.user_chats, self.runners, self.agents, self.creations):
             self._host.remove(registry)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from adapters.adk.live_sessions import (
     Ending,
@@ -19,6 +20,7 @@ from adapters.adk.live_sessions import (
     until_ended,
 )
 from adapters.adk.loop_stores import LoopStores
+from adapters.adk.sessions_in_use import SessionsInUse, StillUsed
 from adapters.entry import current_order
 from adapters.host import Host
 from adapters.logs import get_logger
@@ -26,6 +28,9 @@ from store.errors import ReconcilerError
 from store.refusals import Unavailable
 
 log = get_logger("adapters.adk.sessions")
+
+LifecycleCallback = Callable[[str, str, dict[str, str]], None]
+"""Called with type (`created`, `reused`, `cleaned_up`), ref (`session/<id>`) and `{"app", "user"}`."""
 
 _RETRY_SECONDS = 5.0
 APPEND_SPACING = 1.0
@@ -41,6 +46,7 @@ class ServiceHost:
         namespace: of its log.
         stores: the connections of the service.
         ending: what the teardown of a session has to do.
+        still_used: told, from time to time, which sessions are in use.
     """
 
     def __init__(
@@ -50,12 +56,15 @@ class ServiceHost:
         namespace: str,
         stores: LoopStores,
         ending: Ending,
+        still_used: StillUsed,
     ) -> None:
         self.host = host
+        self.on_lifecycle: LifecycleCallback | None = None
         self._name = name
         self._namespace = namespace
         self._stores = stores
         self._ending = ending
+        self._in_use = SessionsInUse(stores, still_used)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting: asyncio.Task[None] | None = None
         self._not_before = 0.0
@@ -98,11 +107,27 @@ class ServiceHost:
 
     async def stop(self) -> None:
         """Ends a host of its own."""
+        await self._in_use.stop()
         if self._name is None or self.host is None:
             return
         host, self.host, self._loop = self.host, None, None
         self._not_before = 0.0
         await host.close()
+
+    def tell(self, kind: str, identity: Identity, reason: str = "") -> None:
+        """A session was created, opened (`reused`), or is gone (`cleaned_up`)."""
+        if kind == "cleaned_up":
+            self.gone(identity, reason)
+        else:
+            self.note_use(identity)
+        if self.on_lifecycle is None:
+            return
+        app, user, session = identity
+        try:
+            self.on_lifecycle(kind, f"session/{session}", {"app": app, "user": user})
+        except Exception:
+            # The conversation must not suffer from whoever keeps the books.
+            log.exception(f"on_lifecycle failed for {kind} of session/{session}")
 
     def note_use(self, identity: Identity, *, spacing: float = 0.0) -> None:
         """A session was created, opened or appended to."""
@@ -111,11 +136,23 @@ class ServiceHost:
 
     def _used(self, host: Host, identity: Identity, spacing: float) -> None:
         LiveSessions.of(host).note_use(identity, self._ending, spacing=spacing)
+        self._in_use.watch(host)
 
-    def gone(self, identity: Identity) -> None:
-        """A session was deleted."""
+    def watch(self, host: Host) -> None:
+        """Sessions that this host has in use are noted as used; to be called in its loop."""
+        self._in_use.watch(host)
+
+    def knows(self, identity: Identity) -> bool:
+        """The host has this session as a resource, and has it from here."""
+        if self.host is None:
+            return False
+        entry = self.host.entries.get(session_ref(self.host, identity))
+        return entry is not None and isinstance(entry.obj, LiveSession)
+
+    def gone(self, identity: Identity, reason: str = "") -> None:
+        """A session was deleted, or is found to be."""
         if self.host is not None:
-            self.host.call(self._gone, self.host, identity)
+            self.host.call(self._gone, self.host, identity, reason)
 
-    def _gone(self, host: Host, identity: Identity) -> None:
-        LiveSessions.of(host).gone(identity)
+    def _gone(self, host: Host, identity: Identity, reason: str) -> None:
+        LiveSessions.of(host).gone(identity, reason)

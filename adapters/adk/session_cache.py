@@ -10,9 +10,9 @@ from __future__ import annotations
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsIndex, overload
+from typing import Any, Self, SupportsIndex, overload
 
 from google.adk.events.event import Event
 
@@ -63,6 +63,13 @@ class CachedSession:
         self._events: list[Event | Entry] = []
         self._undecoded = 0
         self.originals: set[int] = set()
+
+    @classmethod
+    def of(cls, incarnation: bytes, last: bytes, entries: Sequence[Entry]) -> Self:
+        """What is known after the events up to `last` were read, or the last of them."""
+        known = cls(incarnation, number_of(last) - len(entries) + 1, START if entries else last)
+        known.extend(entries)
+        return known
 
     @property
     def position(self) -> Position:
@@ -219,6 +226,17 @@ class SessionCache:
         self.size += session.size
         while self.size > self._limit:
             self.drop(next(iter(self._sessions)))
+
+    def remember(self, key: str, session: CachedSession) -> None:
+        """The same, unless what is there knows more of its beginning."""
+        held = self.get(key)
+        if (
+            held is None
+            or held is session
+            or held.incarnation != session.incarnation
+            or held.first >= session.first
+        ):
+            self.put(key, session)
 
     def drop(self, key: str) -> None:
         """Forgets a session."""

@@ -172,6 +172,17 @@ def shared_state(fields: Mapping[bytes, bytes], prefix: str = "") -> dict[str, A
     return {prefix + key.decode(): json.loads(text) for key, text in fields.items()}
 
 
+def merged_state(
+    own: Mapping[bytes, bytes], app: Mapping[bytes, bytes], user: Mapping[bytes, bytes]
+) -> dict[str, Any]:
+    """A session's state as ADK gives it: its own, the app's and the user's."""
+    return {
+        **session_state(own),
+        **shared_state(app, State.APP_PREFIX),
+        **shared_state(user, State.USER_PREFIX),
+    }
+
+
 def encode_event(event: Event, *, where: str, limit: int) -> bytes:
     """An event as the JSON that is stored.
 

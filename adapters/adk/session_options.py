@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 from urllib.parse import parse_qsl, urlencode
 
 from store import client
 from store.connection import shown
 from store.errors import BadAddress, PolicyError
+from store.messages import SESSION_RETENTION
+from store.namespace import DEFAULT_NAMESPACE
 
 OWN_SCHEME = "agent-reconciler+"
 """May stand before any scheme, for registries in which `redis://` belongs to somebody else."""
@@ -88,18 +90,58 @@ def parse_address(text: str) -> Address:
     return Address(f"{url}?{urlencode(rest)}" if rest else url, options)
 
 
-def is_ephemeral(ephemeral: Ephemeral, app: str) -> bool:
-    """The conversations of this app go with their sessions."""
-    return ephemeral if isinstance(ephemeral, bool) else app in ephemeral
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options in force; see `RedisSessionService` for what each does.
+
+    Attributes:
+        url: for `store.connect`.
+    """
+
+    url: str
+    namespace: str = DEFAULT_NAMESPACE
+    cache_bytes: int = 64 * 2**20
+    share_events: bool = False
+    accept_stale: bool = False
+    ttl: TimeToLive = None
+    max_event_bytes: int = 16 * 2**20
+    name: str | None = None
+    ephemeral: Ephemeral = False
+
+    @classmethod
+    def read(cls, url: str | None, uri: str | None, **arguments: Any) -> Self:
+        """From one address and arguments, which win over what stands in its query; None is not given.
+
+        Raises:
+            BadAddress: no address, two, or one that cannot be used.
+            PolicyError: a ttl that is not positive.
+        """
+        given = url if url is not None else uri
+        if given is None or (url is not None and uri is not None):
+            raise BadAddress("RedisSessionService needs one address: give url, or uri")
+        address = parse_address(given)
+        chosen = {name: value for name, value in arguments.items() if value is not None}
+        options = cls(address.url, **(address.options | chosen))
+        check_ttl(options.ttl)
+        return options
+
+    def is_ephemeral(self, app: str) -> bool:
+        """The conversations of this app go with their sessions."""
+        return self.ephemeral if isinstance(self.ephemeral, bool) else app in self.ephemeral
+
+    def ttl_ms(self, app: str) -> int:
+        """The time to live of an app's sessions in ms; 0 is for ever.
+
+        An ephemeral conversation always has one: it goes with its session, but a process that is killed
+        cannot see to that.
+        """
+        seconds = self.ttl.get(app) if isinstance(self.ttl, Mapping) else self.ttl
+        if seconds is None and self.is_ephemeral(app):
+            seconds = SESSION_RETENTION
+        return 0 if seconds is None else round(seconds * 1000)
 
 
-def ttl_ms(ttl: TimeToLive, app: str) -> int:
-    """The time to live of an app's sessions in ms; 0 is for ever."""
-    seconds = ttl.get(app) if isinstance(ttl, Mapping) else ttl
-    return 0 if seconds is None else round(seconds * 1000)
-
-
-def check_ttl(ttl: TimeToLive) -> TimeToLive:
+def check_ttl(ttl: TimeToLive) -> None:
     """Refuses what cannot be meant.
 
     Raises:
@@ -110,4 +152,3 @@ def check_ttl(ttl: TimeToLive) -> TimeToLive:
             raise PolicyError(
                 f"ttl={seconds!r} cannot be: give seconds above 0, or None to keep sessions for ever"
             )
-    return ttl

@@ -9,15 +9,10 @@ database service: here the marker is `incarnation/entry id of the last event`.
 
 from __future__ import annotations
 
-import logging
 import secrets
-from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
 from typing import Any, Self
 
-from google.adk.errors import StaleSessionError
 from google.adk.errors.already_exists_error import AlreadyExistsError
-from google.adk.errors.session_not_found_error import SessionNotFoundError
 from google.adk.events.event import Event
 from google.adk.platform import time as platform_time
 from google.adk.platform import uuid as platform_uuid
@@ -27,45 +22,20 @@ from google.adk.sessions.base_session_service import (
     ListSessionsResponse,
 )
 from google.adk.sessions.session import Session
-from google.adk.sessions.state import State
 
 from adapters.adk.live_sessions import Identity
 from adapters.adk.loop_stores import LoopStores
-from adapters.adk.service_host import APPEND_SPACING, ServiceHost
-from adapters.adk.session_cache import (
-    START,
-    CachedSession,
-    Entry,
-    Position,
-    SessionCache,
-    number_of,
-)
-from adapters.adk.session_codec import (
-    decode_event,
-    encode_event,
-    encode_state,
-    session_state,
-    shared_state,
-)
-from adapters.adk.session_options import (
-    Ephemeral,
-    TimeToLive,
-    check_ttl,
-    is_ephemeral,
-    parse_address,
-    ttl_ms,
-)
-from adapters.adk.stored_sessions import Append, Opened, Shared, StoredSessions
+from adapters.adk.service_host import APPEND_SPACING, LifecycleCallback, ServiceHost
+from adapters.adk.session_cache import START, CachedSession, Position, SessionCache, number_of
+from adapters.adk.session_codec import encode_state, merged_state, shared_state
+from adapters.adk.session_options import Ephemeral, Options, TimeToLive
+from adapters.adk.session_writer import SessionWriter, marker_of
+from adapters.adk.stored_sessions import StoredSessions
 from adapters.host import Host
 from store.connection import shown
-from store.errors import BadAddress
 from store.keys import Keys, SessionKeys
-from store.namespace import DEFAULT_NAMESPACE
 
-logger = logging.getLogger(__name__)
-
-LifecycleCallback = Callable[[str, str, dict[str, str]], None]
-"""Called with type (`created`, `reused`, `cleaned_up`), ref (`session/<id>`) and `{"app", "user"}`."""
+_GONE = "its conversation is gone: it expired, or was deleted or archived elsewhere"
 
 
 class RedisSessionService(BaseSessionService):
@@ -120,28 +90,30 @@ class RedisSessionService(BaseSessionService):
         agents_dir: str | None = None,
     ) -> None:
         del agents_dir
-        given = url if url is not None else uri
-        if given is None or (url is not None and uri is not None):
-            raise BadAddress("RedisSessionService needs one address: give url, or uri")
-        address = parse_address(given)
-
-        def option(name: str, argument: Any, default: Any) -> Any:
-            return argument if argument is not None else address.options.get(name, default)
-
-        self.url = shown(address.url)
-        self.namespace: str = option("namespace", namespace, DEFAULT_NAMESPACE)
-        self.on_lifecycle = on_lifecycle
+        self._options = options = Options.read(
+            url,
+            uri,
+            namespace=namespace,
+            cache_bytes=cache_bytes,
+            share_events=share_events,
+            accept_stale=accept_stale,
+            ttl=ttl,
+            max_event_bytes=max_event_bytes,
+            name=name,
+            ephemeral=ephemeral,
+        )
+        self.url = shown(options.url)
+        self.namespace = options.namespace
         self._keys = Keys(self.namespace)
-        self._ttl: TimeToLive = check_ttl(option("ttl", ttl, None))
-        self._limit: int = option("max_event_bytes", max_event_bytes, 16 * 2**20)
-        self._share: bool = option("share_events", share_events, False)
-        self._accept_stale: bool = option("accept_stale", accept_stale, False)
-        self._cache = SessionCache(option("cache_bytes", cache_bytes, 64 * 2**20))
-        self._stores = LoopStores(address.url)
-        self._stored = StoredSessions(self._stores)
-        self._ephemeral: Ephemeral = option("ephemeral", ephemeral, False)
-        own = None if host is not None else option("name", name, None)
-        self._host = ServiceHost(host, own, self.namespace, self._stores, self._end_resource)
+        self._cache = SessionCache(options.cache_bytes)
+        self._stores = LoopStores(options.url)
+        self._stored = StoredSessions(self._stores, self._keys)
+        self._writer = SessionWriter(self._stored, self._cache, options)
+        own = None if host is not None else options.name
+        self._host = ServiceHost(
+            host, own, self.namespace, self._stores, self._end_resource, self._still_used
+        )
+        self.on_lifecycle = on_lifecycle
 
     async def close(self) -> None:
         """Closes the connections and stops an embedded server that this service started.
@@ -156,16 +128,20 @@ class RedisSessionService(BaseSessionService):
         """The host that looks after the sessions, if one does."""
         return self._host.host
 
+    @property
+    def on_lifecycle(self) -> LifecycleCallback | None:
+        """Called when a session is created, opened or gone; see the class."""
+        return self._host.on_lifecycle
+
+    @on_lifecycle.setter
+    def on_lifecycle(self, callback: LifecycleCallback | None) -> None:
+        self._host.on_lifecycle = callback
+
     async def __aenter__(self) -> Self:
         await self._stores.open()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
     # --- sessions -------------------------------------------------------------------------------
@@ -197,7 +173,7 @@ class RedisSessionService(BaseSessionService):
         """
         session_id = (session_id.strip() if session_id else "") or platform_uuid.new_uuid()
         doing = f"create_session of session/{session_id}"
-        delta = encode_state(state or {}, where=doing, limit=self._limit)
+        delta = encode_state(state or {}, where=doing, limit=self._options.max_event_bytes)
         await self._host.ready((app_name, user_id, session_id))
         keys = self._session_keys(app_name, user_id, session_id)
         # Not from ADK's provider, which a test or a replay may make repeat itself.
@@ -209,7 +185,8 @@ class RedisSessionService(BaseSessionService):
             (_bytes(user_id), _bytes(session_id)),
             now,
             delta,
-            ttl=ttl_ms(self._ttl, app_name),
+            ttl=self._options.ttl_ms(app_name),
+            ephemeral=self._options.is_ephemeral(app_name),
             doing=doing,
         )
         if shared is None:
@@ -219,13 +196,13 @@ class RedisSessionService(BaseSessionService):
             app_name=app_name,
             user_id=user_id,
             id=session_id,
-            state=_merged(own, shared),
+            state=merged_state(own, *shared),
             last_update_time=now,
         )
-        session._storage_update_marker = _marker(incarnation, START)
+        session._storage_update_marker = marker_of(incarnation, START)
         with self._cache.lock:
             self._cache.put(keys.session, CachedSession(incarnation))
-        self._lifecycle("created", session)
+        self._host.tell("created", _identity(session))
         return session
 
     async def get_session(
@@ -261,48 +238,41 @@ class RedisSessionService(BaseSessionService):
             known = self._cache.get(keys.session)
             position = known.position if known else Position()
         opened = await self._stored.open(
-            keys, position, wanted, after, ttl=ttl_ms(self._ttl, app_name), doing=doing
+            keys, position, wanted, after, ttl=self._options.ttl_ms(app_name), doing=doing
         )
         if opened is None:
             with self._cache.lock:
                 self._cache.drop(keys.session)
+            if known is not None or self._host.knows((app_name, user_id, session_id)):
+                # It expired, was archived, or was deleted elsewhere: here is where it is noticed.
+                self._host.tell("cleaned_up", (app_name, user_id, session_id), _GONE)
             return None
         with self._cache.lock:
             if fresh := known is None or not opened.follows:
-                known = _as_cached(opened)
+                known = CachedSession.of(opened.incarnation, opened.last, opened.entries)
             else:
                 known.extend(opened.entries)
-            self._remember(keys.session, known)
+            self._cache.remember(keys.session, known)
             events = known.events(
                 number_of(opened.last),
                 wanted,
                 after,
                 where=f"session/{session_id}",
                 # Nobody else has what is not in the cache and never was.
-                share=self._share or (fresh and self._cache.get(keys.session) is not known),
+                share=self._options.share_events
+                or (fresh and self._cache.get(keys.session) is not known),
             )
         session = Session(
             app_name=app_name,
             user_id=user_id,
             id=session_id,
-            state=_merged(opened.own, opened.shared),
+            state=merged_state(opened.own, *opened.shared),
             last_update_time=float(opened.own[b"at"]),
         )
         session.events = events
-        session._storage_update_marker = _marker(opened.incarnation, opened.last)
-        self._lifecycle("reused", session)
+        session._storage_update_marker = marker_of(opened.incarnation, opened.last)
+        self._host.tell("reused", _identity(session))
         return session
-
-    def _remember(self, key: str, session: CachedSession) -> None:
-        """Puts a session into the cache, unless what is there knows more of its beginning."""
-        held = self._cache.get(key)
-        if (
-            held is None
-            or held is session
-            or held.incarnation != session.incarnation
-            or held.first >= session.first
-        ):
-            self._cache.put(key, session)
 
     async def list_sessions(
         self, *, app_name: str, user_id: str | None = None
@@ -328,10 +298,10 @@ class RedisSessionService(BaseSessionService):
                 app_name=app_name,
                 user_id=_text(own[b"user"]),
                 id=_text(own[b"id"]),
-                state=_merged(own, shared),
+                state=merged_state(own, *shared),
                 last_update_time=float(own[b"at"]),
             )
-            session._storage_update_marker = _marker(own[b"incarnation"], own[b"last"])
+            session._storage_update_marker = marker_of(own[b"incarnation"], own[b"last"])
             sessions.append(session)
         sessions.sort(key=lambda session: (session.last_update_time, session.user_id, session.id))
         return ListSessionsResponse(sessions=sessions)
@@ -349,9 +319,14 @@ class RedisSessionService(BaseSessionService):
         with self._cache.lock:
             self._cache.drop(keys.session)
         if deleted:
-            self._lifecycle(
-                "cleaned_up", Session(app_name=app_name, user_id=user_id, id=session_id)
-            )
+            self._host.tell("cleaned_up", (app_name, user_id, session_id))
+
+    def note_uses_of(self, host: Host) -> None:
+        """From now on sessions that this host has in use are noted as used, so that none of them is ended.
+
+        `AdkRuntime` and `LifecyclePlugin` call it; whoever marks sessions as in use by other means may.
+        """
+        self._host.watch(host)
 
     def forget_session(self, app_name: str, user_id: str, session_id: str) -> None:
         """Drops what this process remembers of a session. The conversation stays in Redis."""
@@ -394,61 +369,20 @@ class RedisSessionService(BaseSessionService):
         """
         if event.partial:
             return event
-        doing = f"append_event to session/{session.id}"
         keys = self._session_keys(session.app_name, session.user_id, session.id)
-        ttl = ttl_ms(self._ttl, session.app_name)
         async with self._stores.of_this_loop().lock(keys.session):
-            changes = event.actions.state_delta if event.actions else {}
-            delta = encode_state(changes, where=doing, limit=self._limit)
-            text = encode_event(_without_temp(event), where=doing, limit=self._limit)
-            append = Append(
-                self._freshness(session), _bytes(event.id), text, event.timestamp, delta
-            )
-            answer = await self._stored.append(keys, append, 0, ttl=ttl, doing=doing)
-            while answer.outcome == "known":
-                entry_id = _find_equal(text, answer.same, doing)
-                if entry_id is None:
-                    # Other events have its id: all are kept.
-                    differing = len(answer.same)
-                    answer = await self._stored.append(
-                        keys, append, differing, ttl=ttl, doing=doing
-                    )
-                elif _follows(session, answer.incarnation, entry_id):
-                    # Stored by an earlier attempt whose answer was lost on the way.
-                    return self._commit(session, event, answer.incarnation, entry_id)
-                else:
-                    return event
-            if answer.outcome == "gone":
-                raise SessionNotFoundError(f"Session {session.id} not found.")
-            if answer.outcome == "stale":
-                raise StaleSessionError(
-                    f"The session {session.id} was changed in storage since it was loaded. Load it "
-                    "again with get_session before appending more events."
-                )
-            with self._cache.lock:
-                known = self._cache.get(keys.session)
-                if known and (known.incarnation, known.last) == (answer.incarnation, answer.before):
-                    known.extend([(answer.entry_id, text)])
-                    self._cache.put(keys.session, known)
+            stored = await self._writer.append(keys, session, event)
+            if stored is None:
+                return event
             self._host.note_use(_identity(session), spacing=APPEND_SPACING)
-            return self._commit(session, event, answer.incarnation, answer.entry_id)
-
-    def _freshness(self, session: Session) -> tuple[str, str | bytes, str]:
-        """How the script can tell whether `session` is stale, as its first three arguments."""
-        if self._accept_stale:
-            return "any", "", ""
-        if session._storage_update_marker is not None:
-            return "marker", session._storage_update_marker, ""
-        # A session that did not come from here, or went through JSON: what the database service does.
-        last = session.events[-1].id if session.events else ""
-        return "event", _bytes(last), repr(session.last_update_time)
+            return self._commit(session, event, *stored)
 
     def _commit(self, session: Session, event: Event, incarnation: bytes, entry_id: bytes) -> Event:
         """Does to the caller's session what was done to the stored one."""
         self._apply_temp_state(session, event)
         event = self._trim_temp_delta_state(event)
         session.last_update_time = event.timestamp
-        session._storage_update_marker = _marker(incarnation, entry_id)
+        session._storage_update_marker = marker_of(incarnation, entry_id)
         return self._commit_event_to_session(session, event)
 
     def _session_keys(self, app: str, user: str, session: str) -> SessionKeys:
@@ -457,71 +391,19 @@ class RedisSessionService(BaseSessionService):
     async def _end_resource(self, identity: Identity) -> None:
         """The teardown of a session: the conversation stays, unless the app is ephemeral."""
         app, user, session = identity
-        if is_ephemeral(self._ephemeral, app):
+        if self._options.is_ephemeral(app):
             await self.delete_session(app_name=app, user_id=user, session_id=session)
         else:
             self.forget_session(*identity)
 
-    def _lifecycle(self, kind: str, session: Session) -> None:
-        if kind == "cleaned_up":
-            self._host.gone(_identity(session))
-        else:
-            self._host.note_use(_identity(session))
-        if self.on_lifecycle is None:
-            return
-        about = {"app": session.app_name, "user": session.user_id}
-        try:
-            self.on_lifecycle(kind, f"session/{session.id}", about)
-        except Exception:
-            # The conversation must not suffer from whoever keeps the books.
-            logger.exception("on_lifecycle failed for %s of session/%s", kind, session.id)
+    async def _still_used(self, identities: list[Identity]) -> None:
+        """Sessions of this process are in use, whether or not anything is appended to them."""
+        keys = [self._session_keys(*identity) for identity in identities]
+        await self._stored.touch(keys, doing="noting sessions that are in use")
 
 
 def _identity(session: Session) -> Identity:
     return session.app_name, session.user_id, session.id
-
-
-def _marker(incarnation: bytes, last: bytes) -> str:
-    return f"{incarnation.decode()}/{last.decode()}"
-
-
-def _follows(session: Session, incarnation: bytes, entry_id: bytes) -> bool:
-    """Whether an entry is the one right after what a session object holds."""
-    held, _, last = (session._storage_update_marker or "").rpartition("/")
-    return held == incarnation.decode() and number_of(entry_id) == number_of(last.encode()) + 1
-
-
-def _find_equal(text: bytes, stored: Iterable[Entry], doing: str) -> bytes | None:
-    """The entry id of the stored event that equals this one, if there is any."""
-    for entry_id, other in stored:
-        if other == text or decode_event(other, where=doing) == decode_event(text, where=doing):
-            return entry_id
-    return None
-
-
-def _without_temp(event: Event) -> Event:
-    changes = event.actions.state_delta if event.actions else {}
-    if not any(key.startswith(State.TEMP_PREFIX) for key in changes):
-        return event
-    kept = {key: value for key, value in changes.items() if not key.startswith(State.TEMP_PREFIX)}
-    actions = event.actions.model_copy(update={"state_delta": kept})
-    return event.model_copy(update={"actions": actions})
-
-
-def _as_cached(opened: Opened) -> CachedSession:
-    first = number_of(opened.last) - len(opened.entries) + 1
-    before = opened.last if not opened.entries else START
-    known = CachedSession(opened.incarnation, first, before)
-    known.extend(opened.entries)
-    return known
-
-
-def _merged(own: Mapping[bytes, bytes], shared: Shared) -> dict[str, Any]:
-    return {
-        **session_state(own),
-        **shared_state(shared.app, State.APP_PREFIX),
-        **shared_state(shared.user, State.USER_PREFIX),
-    }
 
 
 def _bytes(text: str) -> bytes:

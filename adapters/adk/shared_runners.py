@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +21,16 @@ from google.adk.runners import Runner
 from google.adk.sessions import BaseSessionService
 
 from adapters.adk.agent_config import canonical, config_id
+from adapters.adk.chat_limits import TO_MAKE_ROOM
 from adapters.adk.live_sessions import until_ended
 from adapters.entry import Entry
 from adapters.host import Host
 from adapters.logs import get_logger
+from store.errors import LimitReached, PolicyError
 
 log = get_logger("adapters.adk.runtime")
+
+_CLOSE_SECONDS = 30.0
 
 AgentFactory = Callable[[Any], BaseAgent | App | Awaitable[BaseAgent | App]]
 """Makes an agent, or an app around one, from a configuration; may be a coroutine function."""
@@ -63,19 +67,27 @@ class AgentKey:
 
 
 @dataclass(slots=True)
-class SharedAgent:
-    """An agent and what it was made from."""
-
-    key: AgentKey
-    agent: BaseAgent | App
-
-
-@dataclass(slots=True)
 class Creation:
-    """An agent that is being made."""
+    """An agent that is being made, and how many wait for it."""
 
     key: AgentKey
     task: asyncio.Task[None]
+    waiting: int = 0
+
+
+@dataclass(slots=True)
+class SharedAgent:
+    """An agent, what it was made from, and how many open chats have its runner."""
+
+    key: AgentKey
+    agent: BaseAgent | App
+    creation: Creation
+    open: int = 0
+
+    @property
+    def wanted(self) -> bool:
+        """An open chat has it, or is about to."""
+        return bool(self.open or self.creation.waiting)
 
 
 class SharedRunners:
@@ -88,6 +100,11 @@ class SharedRunners:
         create_agent: makes an agent from a configuration.
         runner_options: further arguments of every `Runner`, such as `artifact_service`.
         hash_of: a short name for a canonical text.
+        most: so many runners at the most, those that are being made included; None is no limit.
+        release: called with the reference of a runner that makes room: idle chats let go of it.
+
+    Raises:
+        PolicyError: a limit below 1.
     """
 
     def __init__(
@@ -98,13 +115,20 @@ class SharedRunners:
         create_agent: AgentFactory,
         runner_options: Mapping[str, Any],
         hash_of: Callable[[str], str] = config_id,
+        *,
+        most: int | None = None,
+        release: Callable[[str], None] = lambda _: None,
     ) -> None:
+        if most is not None and most < 1:
+            raise PolicyError(f"a limit of {most} runners cannot be: give at least 1, or None")
         self._host = host
         self._app_name = app_name
         self._session_service = session_service
         self._create_agent = create_agent
         self._runner_options = dict(runner_options)
         self._hash_of = hash_of
+        self._most = most
+        self._release = release
         self.agents = host.registry("agent", name="agents", teardown=_nothing)
         self.runners = host.registry(
             "runner", name="runners", uses=lambda id, _: [f"agent/{id}"], teardown=self.end
@@ -134,10 +158,26 @@ class SharedRunners:
         entry = self._host.entries.get(f"runner/{key.id}")
         return None if entry is None or entry.terminating else entry
 
+    def attach(self, runner: Entry) -> None:
+        """A chat that is open has this runner: it does not make room, and is the latest used."""
+        self.agents[runner.key].open += 1
+        self._touch(runner)
+
+    def detach(self, runner: Entry) -> None:
+        """The other half of `attach`."""
+        if self.runners.get(runner.key) is runner.obj:  # Else it was closed with the runtime.
+            self.agents[runner.key].open -= 1
+            self._touch(runner)
+
+    def _touch(self, runner: Entry) -> None:
+        # To the end of the dict, the place of the most recently used; nothing else changes.
+        dict.__setitem__(self.runners, runner.key, dict.pop(self.runners, runner.key))
+
     async def get(self, key: AgentKey) -> None:
         """Returns once the runner is there; look it up in the same tick.
 
         Raises:
+            LimitReached: there are as many as may be, and an open chat has each of them.
             Exception: what `create_agent` raised.
         """
         while self.live(key) is None:
@@ -146,33 +186,129 @@ class SharedRunners:
                 continue
             creation = self.creations.get(key.id)
             if creation is None:
-                task = asyncio.create_task(self._create(key), name=f"create agent/{key.id}")
+                victim = None
+                if self._is_full():
+                    victim = self._oldest_idle()
+                    if victim is None:
+                        await self._until_one_left()
+                        continue
+                task = asyncio.create_task(self._create(key, victim), name=f"create agent/{key.id}")
                 creation = self.creations[key.id] = Creation(key, task)
                 task.add_done_callback(lambda done: self._created(key.id, done))
-            await asyncio.shield(creation.task)
+            # Until all who wait have it in hand it makes room for nobody.
+            creation.waiting += 1
+            try:
+                await asyncio.shield(creation.task)
+            finally:
+                creation.waiting -= 1
 
     def _created(self, id: str, done: asyncio.Task[None]) -> None:
         self.creations.pop(id, None)
         if not done.cancelled():
             done.exception()  # Whoever waits gets it; that nobody does is no error.
 
-    async def _create(self, key: AgentKey) -> None:
+    # --- the limit --------------------------------------------------------------------------------
+
+    def _is_full(self) -> bool:
+        """One more would be too many, not counting those that make room already."""
+        if self._most is None:
+            return False
+        alive = {id for id in self.runners if not self._makes_room(id)} | set(self.creations)
+        return len(alive) >= self._most
+
+    def _makes_room(self, id: str) -> bool:
+        entry = self._host.entries.get(f"runner/{id}")
+        return entry is not None and entry.terminating == TO_MAKE_ROOM
+
+    def _oldest_idle(self, tried: Collection[str] = ()) -> Entry | None:
+        """The runner that was not used for the longest time and that nobody has; it is marked."""
+        for id in self.runners:
+            entry = self._host.entries.get(f"runner/{id}")
+            if entry is None or entry.terminating or entry.holders or entry.ref in tried:
+                continue
+            if self.agents[id].wanted:
+                continue
+            entry.terminating = TO_MAKE_ROOM
+            self._release(entry.ref)
+            return entry
+        return None
+
+    async def _until_one_left(self) -> None:
+        """Waits for a runner that is being torn down anyway, or that could not be made.
+
+        Raises:
+            LimitReached: there is none: all are in use.
+        """
+        for id in self.runners:
+            entry = self._host.entries.get(f"runner/{id}")
+            if entry is not None and entry.terminating and entry.terminating != TO_MAKE_ROOM:
+                await until_ended(self._host, entry)
+                return
+        raise self._full()
+
+    def _full(self) -> LimitReached:
+        return LimitReached(
+            f"the process has {self._most} runners, which is the limit, and none can make room: open "
+            "chats have them all, or they cannot be closed"
+        )
+
+    async def _make_room(self, victim: Entry) -> None:
+        """Ends the chosen runner, or another one in its place.
+
+        Raises:
+            LimitReached: what cannot be closed stays, and nobody else can make room.
+        """
+        tried: set[str] = set()
+        while True:
+            try:
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self.end(victim.key, victim.obj, TO_MAKE_ROOM)
+            except Exception as error:
+                victim.terminating = ""
+                reason = str(error) or type(error).__name__
+                log.warning("a runner could not make room", ref=victim.ref, reason=reason)
+                self._host.record("cleanup_failed", victim.ref, reason=f"it stays: {reason}")
+                tried.add(victim.ref)
+                other = self._oldest_idle(tried)
+                if other is None:
+                    raise self._full() from error
+                victim = other
+            except BaseException:
+                victim.terminating = ""
+                raise
+            else:
+                return
+
+    # --- making and ending ------------------------------------------------------------------------
+
+    async def _create(self, key: AgentKey, victim: Entry | None) -> None:
+        if victim is not None:
+            await self._make_room(victim)
         made = self._create_agent(key.config)
         agent = await made if inspect.isawaitable(made) else made
         options: dict[str, Any] = {"app_name": self._app_name, **self._runner_options}
         options["app" if isinstance(agent, App) else "agent"] = agent
         runner = Runner(session_service=self._session_service, **options)
-        self.agents[key.id] = SharedAgent(key, agent)
+        self.agents[key.id] = SharedAgent(key, agent, self.creations[key.id])
         self.runners[key.id] = runner
 
-    async def end(self, id: str, runner: Runner) -> None:
+    async def end(self, id: str, runner: Runner, reason: str | None = None) -> None:
         """Closes a runner with its toolsets and plugins, and lets it and its agent go.
+
+        Args:
+            id: of the runner.
+            runner: itself.
+            reason: for the log, where no order says why.
 
         Raises:
             RuntimeError: a plugin failed to close; runner and agent stay.
         """
         await runner.close()
         if self.runners.get(id) is runner:
+            if reason is not None:
+                for ref in (f"runner/{id}", f"agent/{id}"):
+                    if (entry := self._host.entries.get(ref)) is not None:
+                        self._host.forget(entry, reason=reason)
             self.runners.pop(id)
             self.agents.pop(id, None)
 

@@ -6,6 +6,8 @@ too long for one answer goes on page by page, because Redis serves nobody else w
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,12 +17,14 @@ from adapters.adk.loop_stores import LoopStores
 from adapters.adk.session_cache import START, Entry, Position, number_of
 from adapters.adk.session_codec import StateDelta
 from store.connection import Store
+from store.conversations import note_app
 from store.errors import RedisUnavailable
-from store.keys import AppSessionKeys, SessionKeys
+from store.keys import AppSessionKeys, Keys, SessionKeys
 from store.refusals import Unavailable
 
 PAGE = 1000
 PAGE_BYTES = 4 * 2**20
+_NOTE_APP_SECONDS = 3600.0
 
 Fields = dict[bytes, bytes]
 
@@ -98,12 +102,18 @@ class Appended:
 class StoredSessions:
     """What can be asked of the sessions in Redis.
 
+    Args:
+        stores: the connections.
+        keys: of the namespace.
+
     Every method takes `doing`, what the caller is about, for the message when Redis fails, and raises
     RedisUnavailable then.
     """
 
-    def __init__(self, stores: LoopStores) -> None:
+    def __init__(self, stores: LoopStores, keys: Keys) -> None:
         self._stores = stores
+        self._keys = keys
+        self._apps: dict[str, float] = {}
 
     async def create(
         self,
@@ -114,6 +124,7 @@ class StoredSessions:
         delta: StateDelta,
         *,
         ttl: int,
+        ephemeral: bool,
         doing: str,
     ) -> Shared | None:
         """Makes a session; None when there is one of that name.
@@ -125,9 +136,13 @@ class StoredSessions:
             at: its last update time.
             delta: its state, and changes of the shared states.
             ttl: time to live, ms; 0 is for ever.
+            ephemeral: it is to go with its session, and is not worth archiving.
             doing: see the class.
         """
-        args = [incarnation, keys.member, ttl, *names, repr(at), *delta.script_args()]
+        args = [
+            *(incarnation, keys.member, ttl, *names, repr(at), int(ephemeral)),
+            *delta.script_args(),
+        ]
         answer = await self._script("session_create", keys, args, doing)
         return None if answer is None else Shared(_fields(answer[0]), _fields(answer[1]))
 
@@ -233,9 +248,25 @@ class StoredSessions:
 
     # --- round trips ----------------------------------------------------------------------------
 
+    async def _note_app(self, store: Store, app: AppSessionKeys) -> None:
+        """Says that there is such an app, at times: Redis may have failed over and forgotten it."""
+        now = time.monotonic()
+        if now - self._apps.get(app.name, -_NOTE_APP_SECONDS) >= _NOTE_APP_SECONDS:
+            await note_app(store, self._keys, app.name)
+            self._apps[app.name] = now
+
+    async def touch(self, sessions: Iterable[SessionKeys], *, doing: str) -> None:
+        """These are in use: their retention begins afresh. What is gone stays gone."""
+        store = await self._stores.open()
+        now = await store.now_ms()
+        await self._read(
+            [("ZADD", keys.app.used, "XX", "GT", now, keys.member) for keys in sessions], doing
+        )
+
     async def _script(self, name: str, keys: SessionKeys, args: list[Any], doing: str) -> Any:
         store = await self._stores.open()
         try:
+            await self._note_app(store, keys.app)
             return await store.script(name, keys.all(), args)
         except (RedisError, *Unavailable) as error:
             raise _failed(store, doing, error) from error

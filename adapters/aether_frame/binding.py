@@ -168,7 +168,9 @@ class Binding:
             name += "'"  # Another frame is attached to the same host.
         registry = make(name, content)
         parts = (self.adapter, self.runner_manager, self.session_manager, self.agent_manager)
-        if not self.places.put_dict([p for p in parts if p is not None], content, registry):
+        if not self.places.put_dict(
+            [p for p in parts if hasattr(p, "__dict__")], content, registry
+        ):
             reason = "it is not an attribute of the object itself"
             log.warning("going on without it", attribute=attribute, reason=reason)
             return None

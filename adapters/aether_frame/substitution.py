@@ -22,12 +22,13 @@ def find(owner: Any, name: str) -> Any:
     if owner is None:
         return None
     value = getattr(owner, name, None)
-    if value is None:
-        log.warning(
-            "the service has no such attribute in this version; going on without it",
-            owner=type(owner).__name__, attribute=name,
-        )  # fmt: skip
-    return value
+    if value is not None and hasattr(owner, "__dict__"):
+        return value
+    missing = "the service has no such attribute in this version; going on without it"
+    fixed = "nothing can be put in its place, the object has slots; going on without it"
+    event = missing if value is None else fixed
+    log.warning(event, owner=type(owner).__name__, attribute=name)
+    return None
 
 
 class Substitutions:

@@ -15,6 +15,7 @@ from reconciler.doctor import CHECKS, Clock, Facts, Finding, diagnose
 from reconciler.fleet import Fleet, read_fleet
 from reconciler.stuck import find_stuck
 from store.connection import Store
+from store.conversations import count_conversations
 from store.inventories import InventoryReader
 from store.log import EventLog
 from store.namespace import Namespace
@@ -55,6 +56,10 @@ async def look_up(store: Store, namespace: Namespace, fleet: Fleet) -> Facts:
     keys = namespace.keys
     recorded = await store.redis.exists(keys.policy)
     partitions, lapsed = await _leases(namespace, fleet.now_ms)
+    retention = fleet.policy.session_retention
+    counted = await count_conversations(
+        namespace, None if retention is None else round(retention * 1000), fleet.now_ms
+    )
     return Facts(
         now_ms=fleet.now_ms,
         policy=fleet.policy if recorded else None,
@@ -63,6 +68,7 @@ async def look_up(store: Store, namespace: Namespace, fleet: Fleet) -> Facts:
         processes={process: namespace.partition_of(process) for process in fleet.state.processes},
         lapsed=lapsed,
         servers=await _servers(store),
+        nodes_away=await _nodes_away(store),
         clocks=await _clocks(namespace),
         stuck=list(find_stuck(fleet.state.processes.values(), fleet.policy)),
         quarantined=fleet.quarantined,
@@ -71,6 +77,9 @@ async def look_up(store: Store, namespace: Namespace, fleet: Fleet) -> Facts:
         spilled={p: getattr(s, "spilled", 0) for p, s in fleet.summaries.items()},
         dropped={p: getattr(s, "dropped", 0) for p, s in fleet.summaries.items()},
         archive=(await read_retention(namespace)).archive,
+        conversations=counted.kept,
+        overdue=counted.overdue,
+        overdue_ms=counted.oldest_ms,
     )
 
 
@@ -92,12 +101,21 @@ async def _leases(
 
 async def _servers(store: Store) -> dict[str, Any]:
     """INFO of each server that is written to."""
-    redis = store.redis
+    found = await store.infos()
+    return found if store.is_cluster else {"Redis": found[store.url]}
+
+
+async def _nodes_away(store: Store) -> list[str]:
+    """Nodes of a cluster that the others cannot reach, with their part."""
     if not store.is_cluster:
-        return {"Redis": await redis.info()}
-    nodes = redis.get_primaries()
-    answers = [await redis.execute_command("INFO", target_nodes=node) for node in nodes]
-    return {node.name: info for node, info in zip(nodes, answers, strict=True)}
+        return []
+    nodes = await store.redis.cluster_nodes()
+    flags = {address: set(node["flags"].split(",")) for address, node in nodes.items()}
+    return [
+        f"{address} (a {'master' if 'master' in its else 'replica'})"
+        for address, its in flags.items()
+        if its & {"fail", "fail?", "noaddr"}
+    ]
 
 
 async def _clocks(namespace: Namespace) -> list[Clock]:

@@ -13,7 +13,7 @@ from store import Durability, DurabilityError, EventLog, NotConfirmed, connect
 from store.client import make_client
 from store.durability import confirmation, confirmed
 from store.namespace import Namespace
-from tests.adapters.test_outages import Pair, sent
+from tests.adapters.outages import Pair, sent
 from tests.support import RedisProcess, batch, eventually, server_with_waitaof, whole
 
 

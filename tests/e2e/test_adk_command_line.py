@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.e2e.programs import NAMESPACE, ROOT, Cli, eventually
 
@@ -29,16 +31,16 @@ def free_port() -> int:
 
 
 class Server:
-    """One `adk api_server`; ended by its pid."""
+    """One `adk api_server`, or `adk web`; ended by its pid."""
 
-    def __init__(self, url: str, log: Path) -> None:
+    def __init__(self, url: str, log: Path, command: str = "api_server") -> None:
         self.port = free_port()
         self._log = log
         self._file = log.open("wb")
         address = f"agent-reconciler+{url}?name=echo-api&namespace={NAMESPACE}"
         self.process = subprocess.Popen(
             [
-                str(ADK), "api_server", "--port", str(self.port), "--no-reload",
+                str(ADK), command, "--port", str(self.port), "--no-reload",
                 "--session_service_uri", address, str(ROOT / "examples" / "adk_agents"),
             ],
             stdout=self._file,
@@ -129,3 +131,27 @@ def test_two_instances_are_one_conversation(servers: tuple[Server, Server], cli:
         server.stop()
     ended = [row for row in cli.log() if row["type"] == "process_stopped"]
     assert len(ended) == 2
+
+
+def test_adk_web_takes_the_address_too(url: str, cli: Cli, tmp_path: Path) -> None:
+    """`adk web` from the same folder speaks in a session of ours, which another server goes on with."""
+    with ExitStack() as stack:
+        servers = []
+        for command in ("web", "api_server"):
+            servers.append(Server(url, tmp_path / f"{command}.log", command))
+            stack.callback(servers[-1].stop)
+        for server in servers:
+            eventually(server.is_up, "the server answers", 60)
+        session = servers[0].ask("/apps/echo/users/u/sessions", {})["id"]
+        assert servers[0].say(session, "from web") == "You said 1 things: from web"
+        assert servers[1].say(session, "on") == "You said 2 things: from web; on"
+    assert cli.log("--resource", f"session/{session}")
+
+
+def test_the_readme_shows_the_services_yaml() -> None:
+    """What the README shows is what the example has."""
+    shown = re.search(r"^```yaml\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert shown is not None
+    example = yaml.safe_load((ROOT / "examples/adk_agents/services.yaml").read_text())
+    (wanted,) = yaml.safe_load(shown[1])["services"]
+    assert wanted in example["services"]

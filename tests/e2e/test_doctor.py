@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +17,14 @@ import pytest
 from adapters import Host
 from reconciler import Policy
 from reconciler.doctor import Clock, Facts, diagnose, host_of
+from reconciler.stuck import Stuck
 from store import EventLog, LifecycleEvent, Store
 from store.lease import take_lease
 from store.namespace import Namespace, open_namespace
 from store.retention import Retention, write_retention
 from tests.e2e.programs import ROOT
+from tests.redis_processes import RedisCluster, Server, until
+from tests.redis_processes import running as running_redis
 
 
 async def doctor(url: str, namespace: str) -> tuple[int, dict[str, list[dict[str, str]]]]:
@@ -54,6 +59,12 @@ async def sound(store: Store, namespace: str, host: Host) -> AsyncIterator[Names
     yield space
     await store.redis.config_set("maxmemory-policy", "noeviction")
     await store.redis.config_set("appendonly", "yes")
+
+
+def flags(asked: Server, about: Server) -> str:
+    """What a node of a cluster says of another."""
+    nodes = asked.client.cluster("NODES")
+    return str(nodes[f"127.0.0.1:{about.port}"]["flags"])
 
 
 class TestCommand:
@@ -113,6 +124,42 @@ class TestCommand:
         assert (status, set(found)) == (1, {"partitions"})
         assert "partitions 2, 5" in found["partitions"][0]["what"]
 
+    def test_a_cluster_with_a_node_away(self, tmp_path: Path) -> None:
+        """A replica away is a finding; a master away without a replica is one line, status 2."""
+
+        def run() -> tuple[int, str, str]:
+            command = [sys.executable, "-m", "reconciler", "doctor", "--json", "--url", cluster.url]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+            return done.returncode, done.stdout, done.stderr
+
+        with running_redis(RedisCluster(tmp_path)) as cluster:
+            status, said, error = run()
+            assert (status, error) == (1, "")
+            assert "does not answer the others" not in said
+            assert said.count("appendonly is off") == 3
+            master = cluster.nodes[0]
+            replica = cluster.replica_of(master)
+            replica.kill()
+            until(lambda: "fail" in flags(master, replica), "the others miss the replica")
+            status, said, error = run()
+            assert (status, error) == (1, "")
+            assert f"node 127.0.0.1:{replica.port} (a replica) of the cluster does not" in said
+            master.kill()
+            status, said, error = run()
+            assert (status, said) == (2, "")
+            assert error.count("\n") == 1
+            assert f"node 127.0.0.1:{master.port} of the cluster" in error
+            assert "start it" in error
+            master.start()
+            until(lambda: master.client.cluster("INFO")["cluster_state"] == "ok", "it is back")
+            master.signal(signal.SIGSTOP)
+            try:
+                status, said, error = run()
+            finally:
+                master.signal(signal.SIGCONT)
+            assert (status, said, error.count("\n")) == (2, "", 1)
+            assert "(timeout)" in error
+
     def test_could_not_run(self) -> None:
         """Without Redis: one line, status 2."""
         command = [sys.executable, "-m", "reconciler", "doctor", "--url", "redis://127.0.0.1:1"]
@@ -155,12 +202,43 @@ class TestChecks:
         assert "web-1 is 9.0 s behind" in self.found(clocks=[Clock(process, -9000.0, 3)])[0]
         assert host_of(process) == "web-1"
 
+    def test_every_finding_says_what_to_do(self) -> None:
+        """The faults that the command is for, each with the command or the setting that mends it."""
+        stuck = Stuck("runner/r", "svc@web:1:1", "runner/r", None, 5, "no permission", 0)
+        facts = Facts(
+            now_ms=1_000_000,
+            policy=Policy.read({"session_idle_timeout": "off"}, "test"),
+            servers={"Redis": {"maxmemory_policy": "allkeys-lru", "aof_enabled": 1}},
+            clocks=[Clock("svc@web:1:1", 9000.0, 1)],
+            stuck=[stuck],
+        )
+        assert {finding.check: finding.do.partition("`")[2] for finding in diagnose(facts)} == {
+            "workers": "agent-reconciler worker`; two, so that one takes over from the other",
+            "policy": "agent-reconciler worker --set session_idle_timeout=3600`",
+            "redis": "CONFIG SET maxmemory-policy noeviction`, and in its configuration file",
+            "stuck teardowns": "agent-reconciler explain runner/r`; mend the cause, then "
+            "`agent-reconciler reconcile`",
+            "archive": "agent-reconciler archive --to URL`",
+            "clocks": "",
+        }
+
     def test_memory(self) -> None:
         """A Redis that is nearly full, or cannot write its file, is found."""
         full = {"Redis": {"maxmemory": 100, "used_memory": 95, "aof_enabled": 1}}
         assert "95%" in self.found(servers=full)[0]
         broken = {"Redis": {"aof_enabled": 1, "aof_last_write_status": "err"}}
         assert "append-only file" in self.found(servers=broken)[0]
+
+    def test_conversations(self) -> None:
+        """Conversations that are kept for ever, that no archive takes, or that a worker cannot end."""
+        off, on = Policy(session_retention="off"), Policy()
+        assert self.found(policy=off) == []
+        assert "session_retention is off: 7 conv" in self.found(policy=off, conversations=7)[0]
+        stay = self.found(policy=on, conversations=7, overdue=2, archive=None)
+        assert any("2 of 7 conversations are older" in one for one in stay)
+        assert self.found(policy=on, conversations=7, overdue=2, overdue_ms=20_000) == []
+        late = self.found(policy=on, conversations=7, overdue=2, overdue_ms=3_600_000)
+        assert "2 of 7 conversations are older than session_retention, the oldest for" in late[0]
 
     def test_archive_off(self) -> None:
         """History that is dropped on purpose is told all the same."""

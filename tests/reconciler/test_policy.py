@@ -32,6 +32,17 @@ class TestSeconds:
         assert policy.session_idle_timeout is None
         assert policy.idle_ms("session") is None
 
+    def test_session_retention(self):
+        """Conversations are kept for 30 days unless it is said; a minute at least, so that hosts can say
+        what is in use."""
+        assert Policy().session_retention == 30 * 86400
+        assert Policy.read({"session_retention": "off"}, "test").session_retention is None
+        assert Policy.read({"session_retention": "60"}, "test").session_retention == 60
+        with pytest.raises(PolicyError, match="session_retention: must be 60 seconds at least"):
+            Policy.read({"session_retention": 59}, "test")
+        written = Policy(session_retention="off").model_dump_json(exclude_unset=True)
+        assert Policy.model_validate_json(written).session_retention is None
+
     def test_numbers(self):
         """Seconds may be written as number or text."""
         policy = Policy.read({"session_idle_timeout": "2.5", "runner_idle_timeout": 3}, "test")

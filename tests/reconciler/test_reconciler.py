@@ -266,7 +266,7 @@ class TestForcedPass:
         """A dry run changes nothing, and lists exactly what the run after it then does."""
         await self.leak(service)
         # Long enough that what is adopted in the run is not idle before the run has ended.
-        reconciler = await start(run=False, untracked=untracked, session_idle_timeout=2.0)
+        reconciler = await start(run=False, untracked=untracked, session_idle_timeout=60)
         await eventually(lambda: len(service.host.recorder) == 0)
         before = (service.held, await story(log))
         dry = (await reconciler.reconcile(dry_run=True)).as_dict()

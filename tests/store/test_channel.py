@@ -154,6 +154,18 @@ class TestInventory:
 class TestOrders:
     """From worker to host."""
 
+    async def test_writes_at_once_follow_each_other(
+        self, space: Namespace, host_end: HostChannel, worker_end: WorkerChannel
+    ):
+        """Several tasks of a worker may write at the same time: each write has numbers of its own, and
+        none is taken for a repetition of another."""
+        await asyncio.gather(
+            *(worker_end.write([request(n)], [order(n)]) for n in range(1, 21)),
+        )
+        assert len(await host_end.orders(block_ms=50)) == 20
+        events = [entry.event async for entry in EventLog(space.store, space).read()]
+        assert [event.seq for event in events] == list(range(1, 21))
+
     async def test_delivered_once_in_order(self, host_end: HostChannel, worker_end: WorkerChannel):
         """Each order comes once, in the order of sending, as it was sent."""
         await worker_end.write([request(1), request(2)], [order(1), order(2)])

@@ -5,14 +5,22 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from google.adk.platform import time as platform_time
 from google.adk.platform import uuid as platform_uuid
+from google.adk.sessions import BaseSessionService, InMemorySessionService
 
-from adapters.adk import RedisSessionService
+from adapters import Host
+from adapters.adk import AdkRuntime, RedisSessionService
+from store import Store
 from store.embedded import EmbeddedServer
+from store.namespace import open_namespace
+from store.retention import Retention, write_retention
+from tests.adapters.adk.keeping import Place
+from tests.adapters.adk.talk import Workshop
 
 _numbers = itertools.count(1)
 
@@ -69,3 +77,43 @@ def steady_world() -> Iterator[SteadyWorld]:
     yield SteadyWorld()
     platform_time.reset_time_provider()
     platform_uuid.reset_id_provider()
+
+
+@pytest.fixture
+def workshop() -> Workshop:
+    return Workshop()
+
+
+@pytest.fixture(params=["redis", "memory"])
+def sessions(
+    request: pytest.FixtureRequest, make_service: Callable[..., RedisSessionService]
+) -> BaseSessionService:
+    """Both services; the runtime behaves the same on them."""
+    return make_service() if request.param == "redis" else InMemorySessionService()
+
+
+@pytest.fixture
+async def make_runtime(
+    host: Host, sessions: BaseSessionService, workshop: Workshop
+) -> AsyncIterator[Callable[..., AdkRuntime]]:
+    made: list[AdkRuntime] = []
+
+    def make(**options: Any) -> AdkRuntime:
+        made.append(AdkRuntime(host, sessions, workshop, **options))
+        return made[-1]
+
+    yield make
+    for runtime in made:
+        await runtime.close(grace=0.5)
+
+
+@pytest.fixture
+def runtime(make_runtime: Callable[..., AdkRuntime]) -> AdkRuntime:
+    return make_runtime()
+
+
+@pytest.fixture
+async def place(store: Store, namespace: str, tmp_path: Path) -> Place:
+    space = await open_namespace(store, namespace, 1)
+    await write_retention(space, Retention(str(tmp_path / "archive")))
+    return Place(space, tmp_path / "archive")

@@ -17,7 +17,61 @@ from google.genai import types
 from pydantic import PrivateAttr
 
 
-class Listener(BaseLlm):
+class LocalModel(BaseLlm):
+    """A model without a network; what it is asked is kept."""
+
+    @property
+    def capabilities(self) -> LlmCapabilities:
+        return LlmCapabilities()
+
+
+def answer_of(parts: list[types.Part]) -> LlmResponse:
+    """The answer of a model, complete."""
+    return LlmResponse(
+        content=types.Content(role="model", parts=parts),
+        finish_reason=types.FinishReason.STOP,
+        usage_metadata=types.GenerateContentResponseUsageMetadata(
+            prompt_token_count=1, candidates_token_count=1, total_token_count=2
+        ),
+    )
+
+
+class Scripted(LocalModel):
+    """Answers from a list, streamed word by word if that is wanted; `asked` has each request as JSON."""
+
+    model: str = "scripted"
+    answers: list[list[types.Part] | str]
+    _asked: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def asked(self) -> list[str]:
+        return self._asked
+
+    async def generate_content_async(
+        self, llm_request: LlmRequest, stream: bool = False
+    ) -> AsyncGenerator[LlmResponse, None]:
+        contents = llm_request.contents
+        self._asked.append("\n".join(one.model_dump_json(exclude_none=True) for one in contents))
+        answer = self.answers[len(self._asked) - 1]
+        parts = [types.Part(text=answer)] if isinstance(answer, str) else answer
+        if stream and isinstance(answer, str):
+            for word in answer.split():
+                piece = types.Content(role="model", parts=[types.Part(text=word)])
+                yield LlmResponse(content=piece, partial=True)
+        yield answer_of(parts)
+
+
+def call(name: str, **args: Any) -> list[types.Part]:
+    """A model's answer that calls a tool."""
+    return [types.Part(function_call=types.FunctionCall(name=name, args=args))]
+
+
+def message(text: str) -> types.Content:
+    """What a user says."""
+    return types.Content(role="user", parts=[types.Part(text=text)])
+
+
+class Listener(LocalModel):
     """Answers with all that it was shown, so that a test sees what the model saw.
 
     `shown` keeps the texts of each request, unless it does not remember. A message `wait` is answered
@@ -42,10 +96,6 @@ class Listener(BaseLlm):
     def waiting(self) -> asyncio.Event:
         return self._waiting
 
-    @property
-    def capabilities(self) -> LlmCapabilities:
-        return LlmCapabilities()
-
     async def generate_content_async(
         self, llm_request: LlmRequest, stream: bool = False
     ) -> AsyncGenerator[LlmResponse, None]:
@@ -63,12 +113,7 @@ class Listener(BaseLlm):
         if texts[-1] == "fail":
             raise RuntimeError("the model failed")
         answer = f"heard {len(texts)}: " + " | ".join(texts)
-        yield LlmResponse(
-            content=types.Content(role="model", parts=[types.Part(text=answer)]),
-            usage_metadata=types.GenerateContentResponseUsageMetadata(
-                prompt_token_count=1, candidates_token_count=1, total_token_count=2
-            ),
-        )
+        yield answer_of([types.Part(text=answer)])
 
 
 class Bag(BaseToolset):

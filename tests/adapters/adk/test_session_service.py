@@ -1,81 +1,37 @@
-"""What `RedisSessionService` promises beyond ADK's in-memory service; see also the differential test."""
+"""What `RedisSessionService` promises beyond ADK's in-memory service: reading, copies, cache, writers.
+
+See also the differential test.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import copy
-import threading
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from google.adk.cli.service_registry import ServiceRegistry, _register_services_from_yaml_config
 from google.adk.errors import StaleSessionError
 from google.adk.errors.already_exists_error import AlreadyExistsError
 from google.adk.errors.session_not_found_error import SessionNotFoundError
 from google.adk.events.event import Event
-from google.adk.events.event_actions import EventActions
 from google.adk.sessions import Session
 from google.adk.sessions.base_session_service import GetSessionConfig
-from google.genai import types
-from pydantic import BaseModel
 
 from adapters.adk import RedisSessionService
 from store.connection import Store, connect
 from store.errors import (
-    BadAddress,
     MalformedEntry,
-    NamespaceError,
-    NotJson,
-    PolicyError,
     RedisUnavailable,
-    TooLarge,
 )
-
-MakeService = Callable[..., RedisSessionService]
-NAME: dict[str, str] = {"app_name": "app", "user_id": "user", "session_id": "s"}
-
-
-def said(text: str, **more: Any) -> Event:
-    state = more.pop("state", {})
-    return Event(
-        author="user",
-        content=types.Content(role="user", parts=[types.Part(text=text)]),
-        actions=EventActions(state_delta=state),
-        **more,
-    )
-
-
-def texts(session: Session | None) -> list[str]:
-    assert session is not None
-    return [event.content.parts[0].text for event in session.events]  # type: ignore[union-attr,index,misc]
-
-
-async def filled(service: RedisSessionService, count: int, **name: str) -> Session:
-    session = await service.create_session(**(NAME | name))
-    for number in range(count):
-        await service.append_event(session, said(str(number), timestamp=100.0 + number))
-    return session
-
-
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 5) -> None:
-    """Waits until it holds: Redis expires keys by its own clock and tells nobody."""
-    async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
-class CountedCommands:
-    """How many commands Redis served, and how many bytes it sent, between two looks."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    async def look(self) -> tuple[int, int]:
-        info = await self._store.redis.info("all")
-        scripts = info.get("cmdstat_evalsha", {}).get("calls", 0)
-        return int(scripts), int(info["total_net_output_bytes"])
+from tests.adapters.adk.sessions import (
+    NAME,
+    CountedCommands,
+    MakeService,
+    filled,
+    said,
+    texts,
+)
 
 
 class TestReading:
@@ -161,6 +117,40 @@ class TestReading:
         assert calls_after - calls == 1
         # Most of these bytes are the answer to the second look.
         assert sent_after - sent < 40_000
+
+    async def test_what_is_not_wanted_is_not_read(
+        self, service: RedisSessionService, make_service: MakeService, redis_url: str
+    ) -> None:
+        """Of a session of 2 MB, a limited read and a list move little; by bytes that Redis sends."""
+        session = await service.create_session(**NAME)
+        for number in range(500):
+            await service.append_event(session, said("x" * 4000, timestamp=float(number)))
+
+        async def listed(reader: RedisSessionService) -> None:
+            assert len((await reader.list_sessions(app_name="app")).sessions) == 1
+
+        async def read(reader: RedisSessionService, **limits: Any) -> None:
+            got = await reader.get_session(**NAME, config=GetSessionConfig(**limits))
+            assert got is not None
+            assert 0 < len(got.events) + (limits == {"num_recent_events": 0}) < 500 or not limits
+
+        async with connect(redis_url) as store:
+            count = CountedCommands(store)
+            await count.look()
+
+            async def sent(look: Callable[[RedisSessionService], Awaitable[None]]) -> int:
+                reader = make_service()
+                async with reader:
+                    _, before = await count.look()
+                    await look(reader)
+                    return (await count.look())[1] - before
+
+            whole = await sent(read)
+            assert whole > 2_000_000
+            assert await sent(lambda r: read(r, num_recent_events=0)) < whole / 50
+            assert await sent(lambda r: read(r, num_recent_events=3)) < whole / 50
+            assert await sent(lambda r: read(r, after_timestamp=497.0)) < whole / 5
+            assert await sent(listed) < whole / 50
 
     async def test_an_unreadable_event_is_named(
         self, service: RedisSessionService, namespace: str, redis_url: str
@@ -409,371 +399,3 @@ class TestWriters:
         got = await make_service().get_session(**NAME)
         assert got is not None
         assert got.state == made[0].state
-
-
-NAMES = [
-    "a/b", "{tag}", "a:b:c", "line\nbreak", "nul\0", "ünï/😀", "%2F", "#", "..", "*?[x]", "\ud800",
-    "x" * 5000, "x" * 5001, "=", "-", '"quoted"', "a b",
-]  # fmt: skip
-
-
-CIRCLE: list[Any] = []
-CIRCLE.append(CIRCLE)
-
-
-class TestBadInput:
-    async def test_any_name_is_a_name(self, service: RedisSessionService) -> None:
-        """App, user and session ids may hold any character and never meet each other."""
-        sessions = []
-        for name in NAMES:
-            for place in ("app_name", "user_id", "session_id"):
-                session = await service.create_session(**(NAME | {place: name}))
-                await service.append_event(session, said(f"{place} {name!r}", state={"user:n": 1}))
-                sessions.append(session)
-        for session in sessions:
-            got = await service.get_session(
-                app_name=session.app_name, user_id=session.user_id, session_id=session.id
-            )
-            assert texts(got) == texts(session)
-        listed = (await service.list_sessions(app_name="app")).sessions
-        ids = {(session.user_id, session.id) for session in listed}
-        assert ids == {("user", name) for name in NAMES} | {(name, "s") for name in NAMES}
-        for session in sessions:
-            await service.delete_session(
-                app_name=session.app_name, user_id=session.user_id, session_id=session.id
-            )
-        assert not (await service.list_sessions(app_name="app")).sessions
-
-    async def test_parts_of_a_name_do_not_run_together(self, service: RedisSessionService) -> None:
-        """(a, b/c) and (a/b, c) are two sessions."""
-        await service.create_session(app_name="x", user_id="a", session_id="b/c")
-        await service.create_session(app_name="x", user_id="a/b", session_id="c")
-        await service.create_session(app_name="x", user_id="a:b", session_id="c")
-        assert len((await service.list_sessions(app_name="x")).sessions) == 3
-
-    @pytest.mark.parametrize(
-        ("value", "named"),
-        [
-            (object(), "is a object"),
-            ({1, 2}, "is a set"),
-            (b"bytes", "is a bytes"),
-            (lambda: 0, "is a function"),
-            (float("nan"), "is nan"),
-            ({"deep": [0, {"er": float("inf")}]}, r"bad\['deep'\]\[1\]\['er'\] is inf"),
-            ({1: "one"}, "has the key 1"),
-            ("\ud800", "not valid Unicode"),
-            (CIRCLE, "contains itself"),
-        ],
-    )
-    async def test_state_that_is_not_json(
-        self, service: RedisSessionService, value: Any, named: str
-    ) -> None:
-        """A state value that JSON cannot hold is an error that names the key; nothing is stored."""
-        with pytest.raises(NotJson, match=f"state key 'bad'.*{named}"):
-            await service.create_session(**NAME, state={"app:good": 1, "bad": value})
-        session = await service.create_session(**NAME)
-        assert session.state == {}
-        for key in ("bad", "app:bad", "user:bad"):
-            event = said("x", state={"app:good": 1, key: value, "temp:t": value})
-            with pytest.raises(NotJson, match=f"state key '{key}'.*"):
-                await service.append_event(session, event)
-        assert (session.events, session.state) == ([], {})
-        got = await service.get_session(**NAME)
-        assert got is not None
-        assert (got.events, got.state) == ([], {})
-        await service.append_event(session, said("good"))
-
-    async def test_state_that_has_a_json_form(self, service: RedisSessionService) -> None:
-        """Tuples are stored as lists and pydantic models as dicts."""
-
-        class Model(BaseModel):
-            name: str
-            nothing: int | None = None
-
-        session = await service.create_session(**NAME, state={"t": (1, [2], (3,))})
-        await service.append_event(session, said("x", state={"m": [Model(name="n")]}))
-        got = await service.get_session(**NAME)
-        assert got is not None
-        assert got.state == {"t": [1, [2], [3]], "m": [{"name": "n"}]}
-
-    async def test_temp_state_need_not_be_json(self, service: RedisSessionService) -> None:
-        """What is temp: goes to the session object only, whatever it is."""
-        session = await service.create_session(**NAME)
-        thing = object()
-        event = await service.append_event(session, said("x", state={"temp:t": thing, "a": 1}))
-        assert session.state == {"temp:t": thing, "a": 1}
-        assert event.actions.state_delta == {"a": 1}
-        got = await service.get_session(**NAME)
-        assert got is not None
-        assert got.state == {"a": 1}
-        assert got.events == session.events
-
-    async def test_an_event_that_is_not_json(self, service: RedisSessionService) -> None:
-        """An event with content that has no JSON form is an error that names the event."""
-        session = await service.create_session(**NAME)
-        for event in (said("\ud800", id="e1"), Event(author="a", id="e1", output=object())):
-            with pytest.raises(NotJson, match="event 'e1'"):
-                await service.append_event(session, event)
-        assert session.events == []
-        assert texts(await service.get_session(**NAME)) == []
-
-    async def test_an_event_of_50_mb(self, service: RedisSessionService) -> None:
-        """An event above the limit is one error, and the session stays as it was."""
-        session = await filled(service, 1)
-        with pytest.raises(TooLarge, match=r"50\.\d MB, the limit is 16\.8 MB"):
-            await service.append_event(session, said("x" * 50_000_000, state={"n": 1}))
-        with pytest.raises(TooLarge, match="the state takes"):
-            await service.append_event(session, said("x", state={"n": "x" * 50_000_000}))
-        with pytest.raises(TooLarge, match="the state takes"):
-            await service.create_session(
-                **(NAME | {"session_id": "t"}), state={"n": "x" * 50_000_000}
-            )
-        assert texts(session) == ["0"]
-        got = await service.get_session(**NAME)
-        assert texts(got) == ["0"]
-        await service.append_event(session, said("1"))
-        assert len((await service.list_sessions(app_name="app")).sessions) == 1
-
-    async def test_large_events_below_the_limit(self, make_service: MakeService) -> None:
-        """Events of megabytes are stored, and read page by page."""
-        session = await filled(make_service(), 0)
-        writer = make_service()
-        big = "x" * 3_000_000
-        got = await writer.get_session(**NAME)
-        assert got is not None
-        for _ in range(5):
-            await writer.append_event(got, said(big))
-        assert len(texts(await make_service().get_session(**NAME))) == 5
-        assert session.events == []
-
-    @pytest.mark.parametrize(
-        "url", ["ftp://x", "sqlite:///x", "nothing", "", "agent-reconciler+ftp://x", "embedded://",
-                "redis://h?ttl=soon", "redis://h?share_events=perhaps"],
-    )  # fmt: skip
-    def test_an_address_that_cannot_be(self, url: str) -> None:
-        """An unknown scheme or option is refused when the service is made."""
-        with pytest.raises(BadAddress):
-            RedisSessionService(url)
-
-    def test_other_arguments_that_cannot_be(self) -> None:
-        """A missing address, a bad namespace and a ttl of zero are refused when the service is made."""
-        with pytest.raises(BadAddress, match="one address"):
-            RedisSessionService()
-        with pytest.raises(BadAddress, match="one address"):
-            RedisSessionService("redis://a", uri="redis://b")
-        with pytest.raises(NamespaceError):
-            RedisSessionService("redis://a", "a/b")
-        for ttl in (0, -1, {"app": 0}, float("nan")):
-            with pytest.raises(PolicyError, match="ttl"):
-                RedisSessionService("redis://a", ttl=ttl)
-
-    def test_a_password_is_not_shown(self) -> None:
-        """No message shows the password of an address."""
-        assert "secret" not in RedisSessionService("redis://me:secret@host/0?ttl=5").url
-        with pytest.raises(BadAddress) as refused:
-            RedisSessionService("ftp://me:secret@host/0")
-        assert "secret" not in str(refused.value)
-
-    async def test_nobody_answers(self, tmp_path: Path) -> None:
-        """With no Redis at the address, the first call says so."""
-        service = RedisSessionService(f"unix://{tmp_path}/none.sock")
-        with pytest.raises(RedisUnavailable, match=r"none\.sock"):
-            await service.create_session(**NAME)
-
-
-class TestAddress:
-    def test_options_in_the_address(self) -> None:
-        """Options may stand in the query; an argument wins; the rest is left for the client."""
-        service = RedisSessionService(
-            uri="agent-reconciler+redis://h:1/0?namespace=n&ttl=5&cache_bytes=7&share_events=yes"
-            "&accept_stale=1&max_event_bytes=9&protocol=2",
-            cache_bytes=8,
-            agents_dir="ignored",
-        )
-        assert service.url == "redis://h:1/0?protocol=2"
-        assert (service.namespace, service._ttl, service._limit) == ("n", 5.0, 9)
-        assert (service._share, service._accept_stale, service._cache._limit) == (True, True, 8)
-
-    async def test_adks_service_registry(self, redis_url: str, namespace: str) -> None:
-        """ADK's registry makes the service from a services.yaml entry and a URI."""
-        registry = ServiceRegistry()
-        entry = {
-            "scheme": "agent-reconciler+unix",
-            "type": "session",
-            "class": "adapters.adk.RedisSessionService",
-        }
-        _register_services_from_yaml_config({"services": [entry]}, registry)
-        service = registry.create_session_service(
-            f"agent-reconciler+{redis_url}?namespace={namespace}", agents_dir="agents"
-        )
-        assert isinstance(service, RedisSessionService)
-        async with service:
-            await service.create_session(**NAME)
-            assert await service.get_session(**NAME) is not None
-
-    async def test_an_embedded_server(self, tmp_path: Path) -> None:
-        """embedded://PATH starts a server, and keeps what it holds for the next one."""
-        for texts_before in ([], ["hello"]):
-            async with RedisSessionService(f"embedded://{tmp_path}/data") as service:
-                session = await service.get_session(**NAME) or await service.create_session(**NAME)
-                assert texts(session) == texts_before
-                await service.append_event(session, said("hello"))
-
-
-class TestLoops:
-    def test_one_loop_after_another(self, redis_url: str, namespace: str) -> None:
-        """A service goes from loop to loop, and leaves no connection behind."""
-        service = RedisSessionService(redis_url, namespace)
-
-        async def turn() -> int:
-            session = await service.get_session(**NAME) or await service.create_session(**NAME)
-            await service.append_event(session, said("x"))
-            return len(session.events)
-
-        assert [asyncio.run(turn()) for _ in range(5)] == [1, 2, 3, 4, 5]
-        assert service._stores._by_loop == {}
-
-    def test_several_loops_at_once(self, redis_url: str, namespace: str) -> None:
-        """Threads with loops of their own use one service at once, and no event is lost."""
-        service = RedisSessionService(redis_url, namespace, accept_stale=True)
-        asyncio.run(service.create_session(**NAME))
-
-        async def turns(name: str) -> None:
-            for number in range(25):
-                session = await service.get_session(**NAME)
-                assert session is not None
-                await service.append_event(session, said(f"{name}{number}"))
-
-        threads = [threading.Thread(target=lambda n=n: asyncio.run(turns(n))) for n in "abcd"]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        got = texts(asyncio.run(service.get_session(**NAME)))
-        assert sorted(got) == sorted(f"{name}{number}" for name in "abcd" for number in range(25))
-        assert service._stores._by_loop == {}
-
-    def test_a_loop_that_was_not_shut_down(self, redis_url: str, namespace: str) -> None:
-        """A loop closed without ceremony is forgotten when the next one comes."""
-        service = RedisSessionService(redis_url, namespace)
-        loop = asyncio.new_event_loop()
-        loop.run_until_complete(service.create_session(**NAME))
-        held = service._stores._by_loop[loop]
-        assert held.store is not None
-        loop.run_until_complete(held.store.close())
-        loop.close()
-        assert asyncio.run(service.get_session(**NAME)) is not None
-        assert service._stores._by_loop == {}
-
-    async def test_closed_and_used_again(self, service: RedisSessionService) -> None:
-        """After close, the next call connects anew."""
-        await service.create_session(**NAME)
-        await service.close()
-        await service.close()
-        assert await service.get_session(**NAME) is not None
-
-
-class TestTimeToLive:
-    async def keys(self, redis_url: str, namespace: str) -> dict[str, int]:
-        async with connect(redis_url) as store:
-            found = [key async for key in store.redis.scan_iter(f"ar:{{{namespace}/*", count=1000)]
-            return {
-                key.decode().partition("}:")[2]: await store.redis.pttl(key)
-                for key in sorted(found)
-            }
-
-    async def test_every_use_starts_it_afresh(
-        self, make_service: MakeService, redis_url: str, namespace: str
-    ) -> None:
-        """All of a session expires together, ttl after its last use, and shared state never."""
-        service = make_service(ttl={"app": 100.0})
-        session = await service.create_session(**NAME, state={"app:a": 1, "user:b": 1})
-        for use in ("create", "append", "open"):
-            if use == "append":
-                await service.append_event(session, said("x"))
-            if use == "open":
-                # As if nearly all of the time had passed.
-                async with connect(redis_url) as store:
-                    await store.redis.pexpire(f"ar:{{{namespace}/adk/app}}:session:user/s", 5000)
-                assert await service.get_session(**NAME) is not None
-            ttls = await self.keys(redis_url, namespace)
-            assert ttls.pop("state") == ttls.pop("user:user:state") == -1
-            assert len(ttls) == (3 if use == "create" else 5)
-            assert all(90_000 < ttl <= 100_000 for ttl in ttls.values()), ttls
-
-    async def test_other_apps_keep_theirs(
-        self, make_service: MakeService, redis_url: str, namespace: str
-    ) -> None:
-        """An app without a ttl keeps its sessions for ever."""
-        await filled(make_service(ttl={"other": 100.0}), 1)
-        assert set((await self.keys(redis_url, namespace)).values()) == {-1}
-
-    async def test_an_expired_session_is_gone_from_everywhere(
-        self, make_service: MakeService, redis_url: str, namespace: str
-    ) -> None:
-        """Once expired, a session is not found, not listed, can be made anew, and leaves no key."""
-        service = make_service(ttl=0.05)
-        await filled(service, 2)
-
-        async def nothing_left() -> bool:
-            return not await self.keys(redis_url, namespace)
-
-        await until(nothing_left)
-        assert await service.get_session(**NAME) is None
-        assert (await service.list_sessions(app_name="app")).sessions == []
-        assert (await make_service().create_session(**NAME)).events == []
-
-    async def test_lists_forget_what_expired(
-        self, make_service: MakeService, redis_url: str, namespace: str
-    ) -> None:
-        """A session that stays does not make the lists keep the names of those that went."""
-        stays, goes = make_service(), make_service(ttl=0.05)
-        await stays.create_session(**NAME)
-        for number in range(5):
-            await goes.create_session(**(NAME | {"session_id": f"g{number}"}))
-
-        async def one_left() -> bool:
-            return len((await stays.list_sessions(app_name="app")).sessions) == 1
-
-        await until(one_left)
-        await stays.create_session(**(NAME | {"session_id": "t"}))
-        async with connect(redis_url) as store:
-            tag = f"ar:{{{namespace}/adk/app}}"
-            assert await store.redis.zcard(f"{tag}:sessions") == 2
-            assert await store.redis.zcard(f"{tag}:user:user:sessions") == 2
-
-    async def test_it_can_be_taken_back(
-        self, make_service: MakeService, redis_url: str, namespace: str
-    ) -> None:
-        """A session that is used by a service without ttl is kept for ever again."""
-        await filled(make_service(ttl=100.0), 1)
-        await make_service().get_session(**NAME)
-        assert set((await self.keys(redis_url, namespace)).values()) == {-1}
-
-
-class TestLifecycle:
-    async def test_what_is_told(self, make_service: MakeService) -> None:
-        """Creating, opening and deleting a session are told; what finds nothing is not."""
-        told: list[tuple[str, str, dict[str, str]]] = []
-        service = make_service(on_lifecycle=lambda *what: told.append(what))
-        session = await service.create_session(**NAME)
-        with pytest.raises(AlreadyExistsError):
-            await service.create_session(**NAME)
-        await service.append_event(session, said("x"))
-        await service.get_session(**NAME)
-        await service.get_session(**(NAME | {"session_id": "none"}))
-        await service.delete_session(**NAME)
-        await service.delete_session(**NAME)
-        about = {"app": "app", "user": "user"}
-        assert told == [(kind, "session/s", about) for kind in ("created", "reused", "cleaned_up")]
-
-    async def test_a_listener_that_fails(
-        self, make_service: MakeService, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        """A callback that raises is logged and does not hurt the conversation."""
-
-        def fails(*_: object) -> None:
-            raise RuntimeError("no")
-
-        await make_service(on_lifecycle=fails).create_session(**NAME)
-        assert "on_lifecycle failed for created of session/s" in caplog.text

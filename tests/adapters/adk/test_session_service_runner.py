@@ -7,7 +7,7 @@ model is asked, what the runner yields and what the session holds afterwards mus
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -16,15 +16,14 @@ from google.adk.agents.base_agent import BaseAgent
 from google.adk.agents.run_config import StreamingMode
 from google.adk.apps import App, ResumabilityConfig
 from google.adk.events.event import Event
-from google.adk.models import BaseLlm, LlmRequest, LlmResponse
-from google.adk.models.base_llm import LlmCapabilities
 from google.adk.runners import Runner
 from google.adk.sessions import BaseSessionService, InMemorySessionService
 from google.adk.tools import LongRunningFunctionTool, ToolContext
 from google.genai import types
-from pydantic import PrivateAttr
 
 from adapters.adk import RedisSessionService
+from tests.adapters.adk.talk import Scripted, call
+from tests.adapters.adk.talk import message as text
 
 # ADK marks its workflow agents as deprecated and resumability as experimental; both are in use.
 pytestmark = [
@@ -33,46 +32,6 @@ pytestmark = [
 ]
 
 NAME = {"app_name": "app", "user_id": "user", "session_id": "s"}
-
-
-class Scripted(BaseLlm):
-    """A model that answers from a list, and remembers what it was asked."""
-
-    model: str = "scripted"
-    answers: list[list[types.Part] | str]
-    _asked: list[str] = PrivateAttr(default_factory=list)
-
-    @property
-    def capabilities(self) -> LlmCapabilities:
-        return LlmCapabilities()
-
-    async def generate_content_async(
-        self, llm_request: LlmRequest, stream: bool = False
-    ) -> AsyncGenerator[LlmResponse, None]:
-        self._asked.append(
-            "\n".join(
-                content.model_dump_json(exclude_none=True) for content in llm_request.contents
-            )
-        )
-        answer = self.answers[len(self._asked) - 1]
-        parts = [types.Part(text=answer)] if isinstance(answer, str) else answer
-        if stream and isinstance(answer, str):
-            for word in answer.split():
-                text = types.Content(role="model", parts=[types.Part(text=word)])
-                yield LlmResponse(content=text, partial=True)
-        yield LlmResponse(
-            content=types.Content(role="model", parts=parts),
-            finish_reason=types.FinishReason.STOP,
-            usage_metadata=types.GenerateContentResponseUsageMetadata(total_token_count=7),
-        )
-
-
-def call(name: str, **args: Any) -> list[types.Part]:
-    return [types.Part(function_call=types.FunctionCall(name=name, args=args))]
-
-
-def text(message: str) -> types.Content:
-    return types.Content(role="user", parts=[types.Part(text=message)])
 
 
 def remember(fact: str, tool_context: ToolContext) -> dict[str, Any]:
@@ -198,7 +157,6 @@ async def played(service: BaseSessionService, scenario: Scenario) -> dict[str, A
     """Runs a scenario and answers with all that can be seen of it, as JSON values."""
     make_app, play = scenario
     app, models = make_app()
-    runner = Runner(app=app, session_service=service)
     await service.create_session(**NAME, state={"user:name": "Ann"})
     yielded: list[Event] = []
 
@@ -207,13 +165,13 @@ async def played(service: BaseSessionService, scenario: Scenario) -> dict[str, A
         yielded.extend(events)
         return events
 
-    await play(talk)
-    await runner.close()
+    async with Runner(app=app, session_service=service) as runner:
+        await play(talk)
     session = await service.get_session(**NAME)
     assert session is not None
     return {
         "yielded": [event.model_dump(mode="json") for event in yielded],
-        "asked": [model._asked for model in models],
+        "asked": [model.asked for model in models],
         "session": session.model_dump(mode="json"),
         "user state": await service.get_user_state(app_name="app", user_id="user"),
     }
@@ -246,10 +204,11 @@ def test_the_synchronous_runner(redis_url: str, namespace: str) -> None:
     runner = Runner(app=app_of(Agent(name="root", model=model)), session_service=service)
     for message in ("a", "b", "c"):
         list(runner.run(user_id="user", session_id="s", new_message=text(message)))
+    asyncio.run(runner.close())
     session = asyncio.run(service.get_session(**NAME))
     assert session is not None
     assert len(session.events) == 6
-    assert '"one"' in model._asked[2]
+    assert '"one"' in model.asked[2]
     assert service._stores._by_loop == {}
 
 
@@ -259,14 +218,16 @@ async def test_rewind(make_service: Callable[..., RedisSessionService], steady_w
     for service in (InMemorySessionService(), make_service()):
         steady_world.restart()
         app, _ = tools()
-        runner = Runner(app=app, session_service=service)
         await service.create_session(**NAME)
-        for message in ("my colour is blue", "what did I say?", "now red and green"):
-            async for event in runner.run_async(
-                user_id="user", session_id="s", new_message=text(message)
-            ):
-                last = event.invocation_id
-        await runner.rewind_async(user_id="user", session_id="s", rewind_before_invocation_id=last)
+        async with Runner(app=app, session_service=service) as runner:
+            for message in ("my colour is blue", "what did I say?", "now red and green"):
+                async for event in runner.run_async(
+                    user_id="user", session_id="s", new_message=text(message)
+                ):
+                    last = event.invocation_id
+            await runner.rewind_async(
+                user_id="user", session_id="s", rewind_before_invocation_id=last
+            )
         session = await service.get_session(**NAME)
         assert session is not None
         after.append(session.model_dump(mode="json"))

@@ -96,6 +96,7 @@ async def test_it_can_be_attached_again(
         await until(lambda: not left(frame), "empty")
 
 
+@pytest.mark.leaks_on_purpose
 async def test_what_leaked_before_is_cured(
     host: Host, reconciling: Reconciling, frame: AdkFrameworkAdapter
 ) -> None:
@@ -161,6 +162,26 @@ async def test_a_whole_part_may_be_missing(host: Host) -> None:
         detach = attach(host, frame)
     assert {line.get("attribute") for line in lines} >= {"agent_manager", "runners"}
     detach()
+
+
+async def test_a_part_with_slots_is_left_alone(host: Host) -> None:
+    """Nothing can be put in the place of its attributes: a log line says so, the rest goes on."""
+
+    class Slotted:
+        __slots__ = ("_agents",)
+
+        def __init__(self) -> None:
+            self._agents: dict[str, Any] = {}
+
+    frame: Any = AdkFrameworkAdapter()
+    frame.agent_manager = Slotted()
+    with capture_logs() as lines:
+        detach = attach(host, frame)
+    assert "_agents" in [line["attribute"] for line in lines if "has slots" in line["event"]]
+    frame.runner_manager.runners["runner"] = {"runner": None}
+    assert "runner/runner" in host.entries
+    detach()
+    assert type(frame.agent_manager._agents) is dict
 
 
 async def test_a_runner_that_is_put_back_is_not_closed(

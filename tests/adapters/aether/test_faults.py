@@ -9,6 +9,7 @@ import pytest
 
 from adapters import Host
 from adapters.aether_frame import attach
+from adapters.leak_probe import LeakProbe
 from reconciler import Policy, Reconciler
 from tests.adapters.aether.conftest import PATIENT, QUICK, one_pass, until
 from tests.adapters.aether.frame import (
@@ -85,30 +86,41 @@ WORKLOADS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda function: function.__name__)
-async def test_what_a_workload_leaves_behind_goes(
+each_workload = pytest.mark.parametrize("workload", WORKLOADS, ids=lambda one: one.__name__)
+
+
+@pytest.mark.leaks_on_purpose
+@each_workload
+async def test_before_attach_a_workload_leaks(
+    workload: Callable[[AdkFrameworkAdapter], Awaitable[None]], frame: AdkFrameworkAdapter
+) -> None:
+    """Unattached the frame keeps dict entries of what is gone, and drops runners unclosed."""
+    await workload(frame)
+    assert left(frame)
+    assert frame.runner_manager._config_locks
+    assert Connection.open > 0
+
+
+@each_workload
+async def test_after_attach_the_same_workload_leaks_nothing(
     workload: Callable[[AdkFrameworkAdapter], Awaitable[None]],
     host: Host,
     reconciling: Reconciling,
 ) -> None:
-    """Unattached the frame leaks dict entries and open runners; attached every one of them goes."""
+    """Every entry goes and every runner is closed, the leak probe being witness."""
     Connection.open = 0
-    bare = AdkFrameworkAdapter()
-    await workload(bare)
-    assert left(bare)
-    assert bare.runner_manager._config_locks
-    assert Connection.open > 0
-
-    Connection.open = 0
-    frame = AdkFrameworkAdapter()
-    detach = attach(host, frame)
-    try:
-        async with reconciling(QUICK):
-            await workload(frame)
-            await until(lambda: not left(frame), f"empty: {left(frame)}")
-            await until(lambda: Connection.open == 0, "every runner closed")
-    finally:
-        detach()
+    with LeakProbe(tracing=True) as probe:
+        probe.begin()
+        frame = AdkFrameworkAdapter()
+        detach = attach(host, frame)
+        try:
+            async with reconciling(QUICK):
+                await workload(frame)
+                await until(lambda: not left(frame), f"empty: {left(frame)}")
+                await until(lambda: Connection.open == 0, "every runner closed")
+        finally:
+            detach()
+        assert probe.look(collect=True) == []
 
 
 async def test_cleanup_runner_by_the_service_is_a_closed_chain(
@@ -149,30 +161,40 @@ async def test_only_what_is_gone_leaves_the_lists_of_session_ids(
     assert await frame.chat(agent, "goes on") == "yes"
 
 
-@pytest.mark.parametrize("way", ["by agent", "by configuration"])
-async def test_a_request_whose_runner_was_destroyed_succeeds_after_a_pass(
-    way: str, host: Host, reconciling: Reconciling
+async def destroyed(frame: AdkFrameworkAdapter, way: str) -> Callable[[], Awaitable[str]]:
+    """Runners are destroyed behind the frame's back; returns the request that comes next."""
+    agent = await frame.create(CONFIG)
+    adk_agent = frame.agent_manager._agents[agent].adk_agent
+    await frame.chat(agent, "chat")
+    await frame.ask(CONFIG, adk_agent)
+    frame.runner_manager.runners.clear()
+    if way == "by agent":
+        return lambda: frame.chat(agent, "chat")
+    return lambda: frame.ask(CONFIG, adk_agent)
+
+
+each_way = pytest.mark.parametrize("way", ["by agent", "by configuration"])
+
+
+@pytest.mark.leaks_on_purpose
+@each_way
+async def test_before_attach_a_request_whose_runner_was_destroyed_fails(
+    way: str, frame: AdkFrameworkAdapter
 ) -> None:
-    """Unattached every next request fails; attached the first one after a pass gets its answer."""
-
-    async def prepare(frame: AdkFrameworkAdapter) -> Callable[[], Awaitable[str]]:
-        agent = await frame.create(CONFIG)
-        adk_agent = frame.agent_manager._agents[agent].adk_agent
-        await frame.chat(agent, "chat")
-        await frame.ask(CONFIG, adk_agent)
-        frame.runner_manager.runners.clear()
-        if way == "by agent":
-            return lambda: frame.chat(agent, "chat")
-        return lambda: frame.ask(CONFIG, adk_agent)
-
-    request = await prepare(AdkFrameworkAdapter())
+    """And so does every one after it."""
+    request = await destroyed(frame, way)
     for _ in range(2):
         with pytest.raises(RuntimeError, match="does not exist"):
             await request()
 
-    frame = AdkFrameworkAdapter()
+
+@each_way
+async def test_after_attach_a_request_whose_runner_was_destroyed_succeeds_after_a_pass(
+    way: str, frame: AdkFrameworkAdapter, host: Host, reconciling: Reconciling
+) -> None:
+    """The first one after a pass gets its answer."""
     attach(host, frame)
-    request = await prepare(frame)
+    request = await destroyed(frame, way)
     result = await one_pass(reconciling(PATIENT))
     assert {"_agent_runners", "config_to_runner"} <= {d["registry"] for d in result["dangling"]}
     assert not frame._agent_runners

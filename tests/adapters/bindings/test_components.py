@@ -151,6 +151,18 @@ class TestFailures:
         )
         assert trail == ["+db()", "-db"]
 
+    async def test_they_are_not_started_twice(self) -> None:
+        """The second start is refused, and what is not running is not handed out."""
+        components = Components().add("db", object)
+        with pytest.raises(KeyError, match="component db is not running"):
+            components["db"]
+        async with components:
+            with pytest.raises(RuntimeError, match="running already"):
+                await components.start()
+            assert components["db"] is not None
+        with pytest.raises(KeyError, match="component cache was never added"):
+            components["cache"]
+
     async def test_they_can_be_started_again(self) -> None:
         """After a close nothing is left of the first round."""
         trail: Trail = []
@@ -159,6 +171,63 @@ class TestFailures:
             async with components:
                 pass
         assert trail == ["+db()", "-db"] * 2
+
+
+PROGRAMS = {
+    "serve": """
+        asyncio.run(components.add("up", up, needs=["api"]).serve())
+        print("behind", flush=True)
+    """,
+    "async with": """
+        async def main():
+            async with components:
+                up()
+                await asyncio.Event().wait()
+            print("behind", flush=True)
+        asyncio.run(main())
+    """,
+    "uvicorn": """
+        import uvicorn
+        from fastapi import FastAPI
+        app = FastAPI(lifespan=components.add("up", up, needs=["api"]).lifespan)
+        uvicorn.run(app, port=0, log_level="error")
+    """,
+    "aiohttp": """
+        from aiohttp import web
+        app = web.Application()
+        app.cleanup_ctx.append(components.add("up", up, needs=["api"]).cleanup_ctx)
+        web.run_app(app, host="127.0.0.1", port=0, print=None)
+        print("behind", flush=True)
+    """,
+}
+"""Programs with a component `api` that needs `db`, as a service would run them."""
+
+
+def program(text: str) -> subprocess.Popen[str]:
+    """Starts a program in a process of its own; its parts say when they are opened and closed."""
+    head = """
+        import asyncio
+        from contextlib import asynccontextmanager
+        from adapters.components import Components
+
+        def part(name):
+            @asynccontextmanager
+            async def make(**needs):
+                print("+" + name, flush=True)
+                yield name
+                print("-" + name, flush=True)
+            return make
+
+        def up(api=None):
+            print("up", flush=True)
+
+        components = Components().add("api", part("api"), needs=["db"]).add("db", part("db"))
+    """
+    code = textwrap.dedent(head) + textwrap.dedent(text)
+    return subprocess.Popen(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", code],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
 class TestSignals:
@@ -189,30 +258,66 @@ class TestSignals:
             await task
         assert trail == ["+db()", "-db"]
 
-    def test_a_program_that_serves_ends_well_on_sigterm(self) -> None:
-        """Exit status 0, everything closed."""
-        program = """
-            import asyncio
-            from contextlib import asynccontextmanager
-            from adapters.components import Components
-
-            @asynccontextmanager
-            async def db():
-                print("open", flush=True)
-                yield
-                print("closed", flush=True)
-
-            asyncio.run(Components().add("db", db).serve())
-        """
-        with subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        ) as running:  # fmt: skip
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+    @pytest.mark.parametrize("way", PROGRAMS)
+    def test_a_program_ends_well_on_a_signal(self, way: str, number: signal.Signals) -> None:
+        """A real process, a real signal: everything is closed, in reverse, and the program goes on."""
+        with program(PROGRAMS[way]) as running:
             assert running.stdout is not None
-            assert running.stdout.readline() == "open\n"
+            assert [running.stdout.readline() for _ in range(3)] == ["+db\n", "+api\n", "up\n"]
+            running.send_signal(number)
+            out, err = running.communicate(timeout=30)
+        assert (out.splitlines()[:2], err) == (["-api", "-db"], "")
+        if way == "uvicorn":  # Once all is closed it raises the signal again that it had caught.
+            assert running.returncode == (-number if number == signal.SIGTERM else 0)
+        else:
+            assert (out.splitlines()[2:], running.returncode) == (["behind"], 0)
+
+    @pytest.mark.parametrize(
+        ("main", "status"),
+        [("components.serve()", 0), ("within()", 128 + signal.SIGTERM)],
+        ids=["serve", "async with"],
+    )
+    def test_a_signal_while_they_start_closes_what_has_started(
+        self, main: str, status: int
+    ) -> None:
+        """The one that starts is given up, the one before it closed; no traceback."""
+        with program(
+            f"""
+            async def hang(db):
+                print("starting", flush=True)
+                await asyncio.Event().wait()
+            components = Components().add("db", part("db")).add("api", hang, needs=["db"])
+            async def within():
+                async with components:
+                    print("never reached", flush=True)
+            asyncio.run({main})
+            """
+        ) as running:
+            assert running.stdout is not None
+            assert [running.stdout.readline() for _ in range(2)] == ["+db\n", "starting\n"]
             running.send_signal(signal.SIGTERM)
-            out, err = running.communicate(timeout=20)
-        assert (out, err, running.returncode) == ("closed\n", "", 0)
+            out, err = running.communicate(timeout=30)
+        assert (out, err, running.returncode) == ("-db\n", "", status)
+
+    def test_a_second_signal_ends_a_program_whose_close_hangs(self) -> None:
+        """Who does not want to wait for the time limit signals again."""
+        with program(
+            """
+            async def hang(value):
+                print("closing", flush=True)
+                await asyncio.Event().wait()
+            components = Components(close_timeout=60).add("db", object, close=hang)
+            components.add("up", lambda db: print("up", flush=True), needs=["db"])
+            asyncio.run(components.serve())
+            """
+        ) as running:
+            assert running.stdout is not None
+            assert running.stdout.readline() == "up\n"
+            running.send_signal(signal.SIGTERM)
+            assert running.stdout.readline() == "closing\n"
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(30) == -signal.SIGTERM
 
 
 class TestFrameworks:

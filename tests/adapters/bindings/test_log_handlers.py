@@ -198,9 +198,24 @@ class TestHandlersOfTheService:
         del listener
         memory.setTarget(None)  # type: ignore[arg-type]
         logger.removeHandler(private)
-        handlers = LogHandlers()
-        handlers.sweep()
         assert len(handlers.sweep()) == 3
+
+    def test_one_on_the_logger_of_an_execution_log_that_has_ended_is_closed(
+        self, tmp_path: Path
+    ) -> None:
+        """The service put its own handler there, and keeps the logger: nobody would close it."""
+        handlers = LogHandlers()
+        with execution_log("e1", tmp_path) as log:
+            handler = logging.FileHandler(tmp_path / "extra.log")
+            log.addHandler(handler)
+            assert handlers.sweep() == []
+            assert handlers.sweep() == []
+            log.info("seen")
+        assert len(handlers.sweep()) == 1
+        assert handler.stream is None
+        log.info("said to nobody")
+        assert handler.stream is None
+        assert "seen" in (tmp_path / "extra.log").read_text()
 
     def test_one_of_an_ended_execution_is_closed_and_detached(
         self, tmp_path: Path, logger: logging.Logger

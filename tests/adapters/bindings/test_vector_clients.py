@@ -134,6 +134,9 @@ class TestQdrant:
                 await clients.qdrant(url=url)
             with pytest.raises(VersionMismatch, match=url):
                 await asyncio.to_thread(clients.qdrant_sync, url=url)
+            newer = await qdrant_server("99.3.0")
+            with pytest.raises(VersionMismatch, match=r"change the client: pip install 'qdrant-c"):
+                await clients.qdrant(url=newer)
             assert len(clients) == 0
 
     async def test_a_database_inside_the_client_has_no_version_to_check(self) -> None:
