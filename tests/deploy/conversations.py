@@ -12,7 +12,9 @@ from google.genai import types
 
 from adapters.adk import RedisSessionService
 from store import connect
+from store.keys import Keys
 from store.recovery import RecoveryRecord, RecoveryStore
+from tests.support import eventually
 
 NAME = {"app_name": "app", "user_id": "u", "session_id": "s"}
 
@@ -43,5 +45,28 @@ async def main(url: str) -> None:
             assert await records.purge("app", "u", "s")
 
 
+async def leave_behind(url: str) -> None:
+    """What a worker ends: a conversation that was not used for long, one of a time when uses were not
+    noted; and, for the service itself, one that has expired."""
+    async with RedisSessionService(url) as service, connect(url) as store:
+        keys = Keys("default").app_sessions("app")
+        for name in ("old", "unnoted"):
+            session = await service.create_session(**NAME | {"session_id": name})
+            await service.append_event(session, said(name))
+        at = await store.now_ms() - 40 * 86_400_000
+        await store.redis.zadd(keys.used, {keys.session("u", "old").member: at})
+        await store.redis.zrem(keys.used, keys.session("u", "unnoted").member)
+    async with RedisSessionService(url, ttl=0.2) as service, connect(url) as store:
+        await service.create_session(**NAME | {"session_id": "brief"})
+
+        async def expired() -> bool:
+            # Asked for by its key: a look by the service would begin its time anew.
+            return not await store.redis.exists(keys.session("u", "brief").session)
+
+        await eventually(expired)
+        await service.create_session(**NAME | {"session_id": "brief"})
+
+
 if __name__ == "__main__":
     asyncio.run(main(sys.argv[1]))
+    asyncio.run(leave_behind(sys.argv[1]))
