@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapters.registry import Registry
 from store.messages import Order
+from store.tracing import Origin
 
 if TYPE_CHECKING:
     from adapters.holdings import Holdings
@@ -36,6 +37,7 @@ class Entry:
         mark: of its last use, as its registry's `used` tells it.
         terminating: the order that is ending it, or empty.
         heir: the entry of the same object after the service took it out of its registry unclosed.
+        origin: the request that made it, where somebody said.
     """
 
     ref: str
@@ -50,6 +52,7 @@ class Entry:
     mark: Any = None
     terminating: str = ""
     heir: Entry | None = None
+    origin: Origin | None = None
 
     @property
     def holders(self) -> int:

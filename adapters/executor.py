@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
+
+from opentelemetry.trace import Span, SpanKind
 
 from adapters.entry import Entry, current_order
 from adapters.logs import get_logger
 from store.event import Scalar
 from store.messages import Action, Order
+from store.tracing import context_of, failed, tracer
 
 if TYPE_CHECKING:
     from adapters.host import Host
@@ -32,6 +37,20 @@ _stage = attrgetter("stage")
 
 class Refusal(Exception):
     """A precondition does not hold: `stale`, `gone` or `busy`, and why. A teardown may raise it."""
+
+    @property
+    def outcome(self) -> str:
+        """The same as one of `adapters.metrics.OUTCOMES`."""
+        word = str(self).partition(":")[0]
+        return word if word in {"stale", "gone", "busy"} else "refused"
+
+
+class _NoEnd(TimeoutError):
+    """A teardown did not end within its time."""
+
+
+class _NotSaved(RuntimeError):
+    """The recovery record of a session was not saved, so it stays."""
 
 
 class Executor:
@@ -66,7 +85,41 @@ class Executor:
         await self._one(order)
 
     async def _one(self, order: Order) -> None:
+        if order.action == Action.REPORT:
+            self._host.report(order.id)
+            return
         token = current_order.set(order)
+        try:
+            with self._span(order) as span:
+                outcome = await self._carry_out(order)
+                span.set_attribute("agent_reconciler.outcome", outcome)
+                if outcome in {"failed", "timed_out", "not_saved"}:
+                    # Not the words of the error: they are the service's own, whatever is in them.
+                    failed(span, outcome)
+        finally:
+            current_order.reset(token)
+        self._host.metrics.count_order(order.action, outcome)
+
+    def _span(self, order: Order) -> AbstractContextManager[Span]:
+        """The span of an order: a child of the worker's, linked to the request that made the resource."""
+        entry = self._host.entries.get(order.ref)
+        origin = entry.origin if entry is not None else None
+        about = {
+            "agent_reconciler.ref": order.ref,
+            "agent_reconciler.process": order.process,
+            "agent_reconciler.order_id": order.id,
+            "agent_reconciler.reason": order.reason,
+        }
+        if origin is not None:
+            about["agent_reconciler.created_by_trace"] = origin.trace_id
+        return tracer.start_as_current_span(
+            order.action.replace("_", " "), context_of(order.traceparent), SpanKind.CONSUMER,
+            attributes=about, links=origin.links if origin is not None else None,
+            record_exception=False,
+        )  # fmt: skip
+
+    async def _carry_out(self, order: Order) -> str:
+        """Carries out one order, and records what became of it; that as one word."""
         try:
             match order.action:
                 case Action.TEARDOWN:
@@ -77,18 +130,23 @@ class Executor:
                     self._close_ghost(order)
                 case Action.ADOPT:
                     self._adopt(order)
-                case Action.REPORT:
-                    self._host.report(order.id)
                 case _:
                     raise Refusal(f"gone: this host does not know the action {order.action!r}")
         except Refusal as refusal:
             self._outcome("cleanup_refused", order, str(refusal))
+            return refusal.outcome
         except Exception as error:
             # A function of the service raised: that ends this order, not those after it.
-            log.warning("order failed", ref=order.ref, order_id=order.id, reason=str(error))
-            self._outcome("cleanup_failed", order, str(error) or type(error).__name__)
-        finally:
-            current_order.reset(token)
+            reason = str(error) or type(error).__name__
+            log.warning(
+                "order failed",
+                action=order.action, ref=order.ref, order_id=order.id, reason=reason,
+            )  # fmt: skip
+            self._outcome("cleanup_failed", order, reason)
+            if isinstance(error, _NoEnd):
+                return "timed_out"
+            return "not_saved" if isinstance(error, _NotSaved) else "failed"
+        return "done"
 
     def _outcome(self, type: str, order: Order, reason: str) -> None:
         attrs: dict[str, Scalar] | None = None
@@ -139,16 +197,13 @@ class Executor:
         task = asyncio.ensure_future(self._end(entry, order))
         # As long as it runs, whatever became of the order, nobody can acquire what it takes apart.
         task.add_done_callback(lambda _: self._let_go(entry))
+        began = time.perf_counter()
         try:
             await self._bounded(task, order.timeout)
-            if entry.seq == 0:
-                self._outcome("cleaned_up", order, order.reason)
-        except Refusal:
-            raise
-        except Exception as error:
-            reason = str(error) or type(error).__name__
-            log.warning("teardown failed", ref=order.ref, order_id=order.id, reason=reason)
-            self._outcome("cleanup_failed", order, reason)
+        finally:
+            self._host.metrics.teardown_seconds.observe(time.perf_counter() - began)
+        if entry.seq == 0:
+            self._outcome("cleaned_up", order, order.reason)
 
     async def _end(self, entry: Entry, order: Order) -> None:
         registry = entry.registry
@@ -164,9 +219,9 @@ class Executor:
             try:
                 await _call(registry.save, id, entry.obj)
             except Exception as error:
-                raise RuntimeError(
-                    f"it stays, its recovery record was not saved: {error}"
-                ) from error
+                self._host.metrics.saves.labels("failed").inc()
+                raise _NotSaved(f"it stays, its recovery record was not saved: {error}") from error
+            self._host.metrics.saves.labels("saved").inc()
         await _call(registry.teardown or close, id, entry.obj)
         if self._host.entries.get(entry.ref) is entry:
             if self._host.holds(entry):
@@ -189,7 +244,7 @@ class Executor:
                 raise RuntimeError("it was cancelled from within")
             return task.result()
         self._give_up(task)
-        raise TimeoutError(f"no end after {timeout:g} s; it was cancelled")
+        raise _NoEnd(f"no end after {timeout:g} s; it was cancelled")
 
     def _give_up(self, task: asyncio.Task[None]) -> None:
         task.cancel()

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from adapters.entry import Entry, Use, current_order
 from adapters.inventory import InventoryBook
-from adapters.recorder import Recorder
+from adapters.recorder import Recorder, origin
 from adapters.registry import Findings, Index, Registry, Teardown
 from store.errors import NotAlive
 from store.event import Scalar
@@ -135,6 +135,8 @@ class Holdings:
         elif type in {"created", "reused", "adopted"}:
             if entry is None:
                 entry = self.entries[ref] = Entry(ref, seq)
+                if type == "created":
+                    entry.origin = origin()
             entry.seq = seq
             self._link(entry, uses, owned_by)
         return seq
@@ -217,6 +219,8 @@ class Holdings:
             # What was acquired, used or owned was the other object: the log must not mix them up.
             self.forget(stale, reason="another object came under its reference")
         entry = Entry(ref, 0, registry, key, value, uses, owner)
+        if type == "created":
+            entry.origin = origin()
         if registry.used is not None:
             entry.mark = registry.used(id, value)
         if registry.in_use is not None:
@@ -378,6 +382,7 @@ class Holdings:
             reason=reason,
             order_id=order_id,
             attrs=attrs or None,
+            trace=entry.origin.trace_id if entry.origin is not None else None,
         )
 
     # --- asked by the executor ------------------------------------------------------------------------

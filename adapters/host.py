@@ -24,6 +24,7 @@ from adapters.executor import Executor
 from adapters.holdings import Holdings
 from adapters.inventory import InventoryBook
 from adapters.logs import get_logger
+from adapters.metrics import HostMetrics, Look
 from adapters.outbox import OUTBOX_LIMIT
 from adapters.recorder import Recorder
 from adapters.registry import Index, ObservedDict, Registry, Teardown, observable
@@ -49,6 +50,7 @@ class Host(Holdings):
 
     Attributes:
         name: of the service; for the others see `Holdings`.
+        metrics: what it counts, for Prometheus.
     """
 
     def __init__(
@@ -69,10 +71,12 @@ class Host(Holdings):
         self._wanted_partitions = partitions
         self._lease_ms = int(lease_seconds * 1000)
         book = InventoryBook()
-        self._sender = Sender(name, book, self._summary, self._begin_incarnation, outbox)
-        sender = self._sender
+        self.metrics = HostMetrics(self)
+        sender = self._sender = Sender(
+            name, book, self._summary, self._begin_incarnation, outbox, self.metrics
+        )
         super().__init__(sender.recorder, book, sender.wake, sender.report)
-        self._dropped = 0
+        self._recorded = self._dropped = 0  # by earlier incarnations
         self._tasks: list[asyncio.Task[None]] = []
         self._executing: set[asyncio.Task[None]] = set()
         self._executor = Executor(self)
@@ -154,6 +158,7 @@ class Host(Holdings):
             self._begin_incarnation(self.recorder)
             await self._sender.beat()
             await self._sender.drain()
+            self.metrics.incarnations.labels("start").inc()
         except BaseException:
             await self.recorder.outbox.close(keep=False)
             if self._owns_store:
@@ -167,6 +172,7 @@ class Host(Holdings):
 
     def _begin_incarnation(self, recorder: Recorder) -> None:
         if recorder is not self.recorder:
+            self._recorded += self.recorder.seq
             self._dropped += self.recorder.outbox.dropped
             self.recorder = recorder
         recorder.record("process_started", f"process/{self.process}", attrs={"pid": os.getpid()})
@@ -287,6 +293,19 @@ class Host(Holdings):
     def inventory(self) -> Inventory:
         """What the registries hold at this instant."""
         return inventory(self, self._self.memory_info().rss)
+
+    def look(self) -> Look:
+        """What there is to say of it now; see `adapters.metrics`."""
+        outbox = self.recorder.outbox
+        return Look(
+            outbox=len(self.recorder),
+            spilled=outbox.spilled,
+            spill_bytes=outbox.spill_bytes,
+            recorded=self._recorded + self.recorder.seq,
+            dropped=self._dropped + outbox.dropped,
+            redis_up=self._sender.connected,
+            resources=len(self.entries),
+        )
 
     # --- tasks ------------------------------------------------------------------------------------------
 

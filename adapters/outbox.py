@@ -104,6 +104,11 @@ class Outbox:
         return max(0, self._file_last - max(self._loaded, self.acknowledged))
 
     @property
+    def spill_bytes(self) -> int:
+        """Size of the spill file; 0 where there is none."""
+        return self._spill.size if self._spill is not None else 0
+
+    @property
     def needs_file(self) -> bool:
         """The next events are in the spill file: `load` them."""
         return not self._ahead and (self._spilling or self._file_last > self._loaded)

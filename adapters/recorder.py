@@ -12,14 +12,26 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 
 import structlog
+from opentelemetry.trace import format_trace_id
 
 from adapters.outbox import Outbox
 from store.event import EVENT_TYPES, EventRow, Scalar, check_ref, encode_body
+from store.tracing import Origin, current_span_context
 
 log = structlog.get_logger("adapters.recorder")
 
 trace_id: ContextVar[str | None] = ContextVar("agent_reconciler_trace_id", default=None)
-"""Set it per request: the events recorded within carry it."""
+"""Set it per request: the events recorded within carry it. Where it is not set, they carry the trace id
+of the OpenTelemetry span they are recorded in, if there is one."""
+
+
+def origin() -> Origin | None:
+    """The request that the caller works for; None where nobody said."""
+    given, span = trace_id.get(), current_span_context()
+    if given is not None:
+        mine = span is not None and format_trace_id(span.trace_id) == given
+        return Origin(given, span if mine else None)
+    return None if span is None else Origin(format_trace_id(span.trace_id), span)
 
 
 class Recorder:
@@ -54,6 +66,7 @@ class Recorder:
         reason: str | None = None,
         order_id: str | None = None,
         attrs: dict[str, Scalar] | None = None,
+        trace: str | None = None,
     ) -> int:
         """Records one event.
 
@@ -65,6 +78,7 @@ class Recorder:
             reason: why, in words.
             order_id: the order that this answers.
             attrs: small and flat; never conversation content.
+            trace: id of the trace it belongs to; None takes the caller's, see `trace_id`.
 
         Returns:
             The sequence number of the event.
@@ -75,6 +89,10 @@ class Recorder:
         if type not in EVENT_TYPES:
             raise ValueError(f"{type!r} is not an event type")
         check_ref(ref)
+        if trace is None and (trace := trace_id.get()) is None:
+            span = current_span_context()
+            if span is not None:
+                trace = format_trace_id(span.trace_id)
         with self.outbox.lock:
             seq = self.seq + 1
             body = _body(
@@ -90,7 +108,7 @@ class Recorder:
                     reason,
                     order_id,
                     attrs,
-                    trace_id.get(),
+                    trace,
                 )
             )
             self.seq = seq

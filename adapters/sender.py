@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from opentelemetry.trace import SpanKind
 from redis.exceptions import RedisError
 
 from adapters.inventory import InventoryBook
 from adapters.leftovers import send_left_behind
 from adapters.logs import get_logger
+from adapters.metrics import HostMetrics
 from adapters.outbox import OUTBOX_LIMIT, Forgotten, Outbox
 from adapters.recorder import Recorder
 from adapters.spill import SPILL_LIMIT
@@ -34,6 +36,7 @@ from store.messages import Summary
 from store.namespace import open_namespace
 from store.refusals import Unavailable
 from store.tasks import check_cancelled, under_way
+from store.tracing import tracer
 
 log = get_logger("adapters.sender")
 
@@ -66,12 +69,14 @@ class Sender:
         summary: makes the summary of an inventory; called in the tick in which it is taken.
         reborn: called when the process must go on as a new one, with the new recorder.
         options: of the outbox.
+        metrics: of the host.
 
     Attributes:
         recorder: of the present incarnation.
         channel: the host's end, once opened.
         answers: report orders that the next inventory answers.
         beat_now: set to have the lease renewed, and Redis asked what it has, at once.
+        connected: Redis answered when last asked.
     """
 
     recorder: Recorder
@@ -84,6 +89,7 @@ class Sender:
         summary: Callable[[], Summary],
         reborn: Callable[[Recorder], None],
         options: OutboxOptions,
+        metrics: HostMetrics,
     ) -> None:
         self.answers: list[str] = []
         self.beat_now = asyncio.Event()
@@ -92,6 +98,7 @@ class Sender:
         self._summary = summary
         self._reborn = reborn
         self._options = options
+        self._metrics = metrics
         self._report_due = False
         self._last_publish = 0.0
         self._wake = asyncio.Event()
@@ -99,7 +106,7 @@ class Sender:
         self._crowd = asyncio.Event()
         self.thread = 0
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._connected = True
+        self.connected = True
         self._confirm: Confirmation | None = None
         self._lease_ms = 0
         self._new_recorder()
@@ -181,7 +188,7 @@ class Sender:
                 retry = min(retry * 2, RETRY_LONGEST)
             except Fenced as error:
                 if self._sending is self.outbox:  # Else the heartbeat learned of it first.
-                    await self.go_on_as_new(str(error))
+                    await self.go_on_as_new(str(error), "fenced")
             except SequenceGap as error:
                 await self._send_again(error.expected)
 
@@ -205,9 +212,9 @@ class Sender:
 
     def set_connected(self, connected: bool, error: BaseException | None = None) -> None:
         """Notes, and says once, that Redis is away or back."""
-        if connected == self._connected:
+        if connected == self.connected:
             return
-        self._connected = connected
+        self.connected = connected
         if connected:
             log.info("Redis is back", process=self.recorder.process, waiting=len(self.recorder))
             self.beat_now.set()
@@ -224,7 +231,7 @@ class Sender:
             await channel.beat(self._lease_ms)
         except Fenced as error:
             if outbox is self.outbox:
-                await self.go_on_as_new(str(error))
+                await self.go_on_as_new(str(error), "fenced")
             return
         # Asked for after these were acknowledged: they were there, so they were forgotten.
         if outbox is self.outbox and channel.last_seq < min(acknowledged, outbox.acknowledged):
@@ -263,23 +270,38 @@ class Sender:
                 await self._append(first, payloads)
 
     async def _append(self, first: int, payloads: list[bytes]) -> None:
-        if payloads:
-            outbox = self.outbox
-            sending = asyncio.ensure_future(
-                self._log.append_encoded(outbox.process, first, payloads, self._confirm or ())
-            )
-            try:
-                if len(outbox) > 2 * len(payloads):
-                    await under_way()  # Redis works now, and so do we.
-                    outbox.prepare()
-                await sending
-            except asyncio.CancelledError:
-                sending.cancel()
-                await asyncio.wait({sending})
-                raise
-            if first == outbox.acknowledged + 1:  # Else Redis forgot meanwhile, and we went back.
-                outbox.acknowledge()
-                await outbox.sweep()
+        if not payloads:
+            return
+        outbox = self.outbox
+        began = time.perf_counter()
+        with tracer.start_as_current_span(
+            "append events", kind=SpanKind.CLIENT,
+            attributes={
+                "agent_reconciler.process": outbox.process,
+                "agent_reconciler.first_seq": first,
+                "agent_reconciler.events": len(payloads),
+            },
+        ):  # fmt: skip
+            await self._send_batch(outbox, first, payloads)
+        self._metrics.append_seconds.observe(time.perf_counter() - began)
+        self._metrics.sent.inc(len(payloads))
+        if first == outbox.acknowledged + 1:  # Else Redis forgot meanwhile, and we went back.
+            outbox.acknowledge()
+            await outbox.sweep()
+
+    async def _send_batch(self, outbox: Outbox, first: int, payloads: list[bytes]) -> None:
+        sending = asyncio.ensure_future(
+            self._log.append_encoded(outbox.process, first, payloads, self._confirm or ())
+        )
+        try:
+            if len(outbox) > 2 * len(payloads):
+                await under_way()  # Redis works now, and so do we.
+                outbox.prepare()
+            await sending
+        except asyncio.CancelledError:
+            sending.cancel()
+            await asyncio.wait({sending})
+            raise
 
     async def _send_both(self, first: int, payloads: list[bytes]) -> None:
         channel = self.channel
@@ -316,8 +338,9 @@ class Sender:
         try:
             again = outbox.rewind(expected)
         except Forgotten as error:
-            await self.go_on_as_new(str(error))
+            await self.go_on_as_new(str(error), "forgotten")
             return
+        self._metrics.sent_again.inc(again)
         log.warning(
             "Redis forgot events that it had acknowledged, they are sent again",
             process=outbox.process, expected_seq=expected, events=again,
@@ -339,13 +362,19 @@ class Sender:
                 "new process"
             )
             return
-        await self.go_on_as_new(f"its outbox was full, {dropped} events were dropped")
+        await self.go_on_as_new(f"its outbox was full, {dropped} events were dropped", "full")
         with contextlib.suppress(*AWAY, Fenced):
             await channel.leave()
 
-    async def go_on_as_new(self, why: str) -> None:
-        """Goes on as a new process, which adopts what this one still holds."""
+    async def go_on_as_new(self, why: str, reason: str) -> None:
+        """Goes on as a new process, which adopts what this one still holds.
+
+        Args:
+            why: in words.
+            reason: the same as one of `adapters.metrics.INCARNATIONS`.
+        """
         old = self.recorder
+        self._metrics.incarnations.labels(reason).inc()
         self._new_recorder()
         self.channel = HostChannel(self._namespace, self.recorder.process)
         log.warning(

@@ -17,6 +17,10 @@ from reconciler.policy import Policy
 from store.messages import IndexEntry, Inventory
 
 Sort = Literal["orphan", "dangling", "ghost", "untracked"]
+Cause = Literal[
+    "idle", "unused", "owner_gone", "no_owner", "evicted", "dangling", "ghost", "untracked"
+]
+"""Why something has to go, as one word of a closed set; `reason` says it in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,7 @@ class DriftItem:
         registry, key: the entry, for `dangling`.
         since_ms: Redis time since when it is so, as far as known; 0 is unknown.
         finding: for what a leak probe found, whether a teardown can end it; None for all else.
+        why: an orphan is one because of this; see `cause`.
     """
 
     sort: Sort
@@ -44,6 +49,14 @@ class DriftItem:
     key: str | None = None
     since_ms: int = 0
     finding: bool | None = None
+    why: Cause | None = None
+
+    @property
+    def cause(self) -> Cause:
+        """Why it has to go, as one word."""
+        if self.sort != "orphan":
+            return self.sort
+        return self.why or "idle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +145,9 @@ def find_orphans(
     for ref, resource in process.resources.items():
         if until[ref] <= now_ms:
             reason = why_undesired(resource, process, policy, now_ms)
+            yield orphan_item(process, ref, reason, until[ref])
         elif ref in evicted:
-            reason = evicted[ref]
-        else:
-            continue
-        yield orphan_item(process, ref, reason, min(until[ref], now_ms))
+            yield orphan_item(process, ref, evicted[ref], now_ms, "evicted")
 
 
 def _dangling(process: ProcessState, inventory: Inventory) -> Iterator[DriftItem]:
@@ -163,10 +174,20 @@ def _untracked(process: ProcessState, inventory: Inventory) -> Iterator[DriftIte
             yield item
 
 
-def orphan_item(process: ProcessState, ref: str, reason: str, since_ms: float) -> DriftItem:
-    """A resource that is alive and should not be."""
-    seq = process.resources[ref].seq
-    return DriftItem("orphan", process.id, ref, reason, seq, since_ms=max(0, int(since_ms)))
+def orphan_item(
+    process: ProcessState, ref: str, reason: str, since_ms: float, why: Cause | None = None
+) -> DriftItem:
+    """A resource that is alive and should not be; `why` None takes it from the resource."""
+    resource = process.resources[ref]
+    if why is None:
+        if resource.owned_by is not None:
+            why = "owner_gone"
+        elif resource.awaits_owner:
+            why = "no_owner"
+        else:
+            why = "idle" if resource.kind == "session" else "unused"
+    since = max(0, int(since_ms))
+    return DriftItem("orphan", process.id, ref, reason, resource.seq, since_ms=since, why=why)
 
 
 def dangling_item(

@@ -11,8 +11,10 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 import structlog
+from redis.exceptions import RedisError
 
 from reconciler.history import Kept, keep_history, save_snapshot
+from reconciler.metrics import Metrics
 from reconciler.tail import Tail
 from store.errors import ArchiveError, Fenced
 from store.lease import Lease
@@ -29,7 +31,7 @@ class Housekeeping:
     """Looks after snapshots, archive and the length of the streams.
 
     Args:
-        event_log, tail: of the worker.
+        event_log, tail, metrics: of the worker.
         leases: gives the leases it holds, by partition.
         now_ms: gives the time of Redis.
         snapshot_events: so many events after the last snapshot there is another one.
@@ -40,6 +42,7 @@ class Housekeeping:
         self,
         event_log: EventLog,
         tail: Tail,
+        metrics: Metrics,
         leases: Callable[[], Mapping[int, Lease]],
         now_ms: Callable[[], int],
         *,
@@ -48,6 +51,7 @@ class Housekeeping:
     ) -> None:
         self._log = event_log
         self._tail = tail
+        self._metrics = metrics
         self._leases = leases
         self._now_ms = now_ms
         self._events = snapshot_events
@@ -65,8 +69,13 @@ class Housekeeping:
                 except Fenced as error:
                     log.warning("snapshot not written: the lease is gone", error=str(error))
                 except Unavailable as error:
+                    self._metrics.snapshot_failures.inc()
+                    self._metrics.redis_away("snapshot")
                     log.warning("snapshot not written: Redis is away", error=str(error))
                     return
+                except RedisError as error:
+                    self._metrics.snapshot_failures.inc()
+                    log.error("snapshot not written", partition=partition, error=str(error))
 
     def _due(self, partition: int) -> bool:
         part = self._tail.parts.get(partition)
@@ -95,11 +104,14 @@ class Housekeeping:
                 log.warning(
                     "archive left: the lease is gone", partition=partition, error=str(error)
                 )
-            except ArchiveError as error:
-                log.error("archive failed", partition=partition, error=str(error))
-                return
             except Unavailable as error:
+                self._metrics.archive_failures.inc()
+                self._metrics.redis_away("archive")
                 log.warning("archive put off: Redis is away", error=str(error))
+                return
+            except (ArchiveError, RedisError) as error:
+                self._metrics.archive_failures.inc()
+                log.error("archive failed", partition=partition, error=str(error))
                 return
 
     async def keep(self, partition: int) -> Kept:

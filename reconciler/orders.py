@@ -12,7 +12,9 @@ import time
 import uuid
 from collections.abc import Iterable, Sequence
 
+import msgspec
 import structlog
+from opentelemetry.trace import Span, SpanKind
 
 from reconciler.fold import Event
 from reconciler.metrics import Metrics
@@ -24,6 +26,7 @@ from store.errors import Fenced
 from store.event import EventRow, Scalar
 from store.messages import Action, HostPort, Order
 from store.namespace import Namespace
+from store.tracing import failed, trace_id_of, traceparent_of, tracer
 
 log = structlog.get_logger("reconciler.orders")
 
@@ -61,6 +64,7 @@ class Orders:
         self._metrics = metrics
         self._local = {host.process: host for host in hosts}
         self._sent: dict[str, Sent] = {}
+        self._spans: dict[str, Span] = {}
 
     async def send(self, steps: Sequence[Step]) -> list[Sent]:
         """Writes what is requested into the log, and sends the orders, per partition.
@@ -71,7 +75,7 @@ class Orders:
         sent = []
         by_partition: dict[int, list[tuple[EventRow, Order]]] = {}
         for step in steps:
-            order = _order(step, self._policy)
+            order = self._order(step)
             outcome: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
             self._sent[order.id] = (step, outcome)
             sent.append((step, outcome))
@@ -96,6 +100,34 @@ class Orders:
             # The requests are in the fold before anybody plans again: nothing is asked for twice.
             await self._tail.catch_up([partition])
         return sent
+
+    def _order(self, step: Step) -> Order:
+        """The order for a step, with a span that ends when its outcome is heard."""
+        order = _order(step, self._policy)
+        span = tracer.start_span(
+            f"order {step.action}", kind=SpanKind.PRODUCER,
+            attributes={
+                "agent_reconciler.ref": step.ref,
+                "agent_reconciler.process": step.process,
+                "agent_reconciler.order_id": order.id,
+                "agent_reconciler.sort": step.sort,
+                "agent_reconciler.cause": step.cause,
+                "agent_reconciler.reason": step.reason,
+            },
+        )  # fmt: skip
+        traceparent = traceparent_of(span)
+        if traceparent is None:
+            return order
+        self._spans[order.id] = span
+        return msgspec.structs.replace(order, traceparent=traceparent)
+
+    def _end_span(self, order_id: str, outcome: str) -> None:
+        span = self._spans.pop(order_id, None)
+        if span is not None:
+            span.set_attribute("agent_reconciler.outcome", outcome)
+            if outcome == "failed":
+                failed(span, outcome)
+            span.end()
 
     async def ask_report(self, processes: Iterable[str]) -> dict[str, str]:
         """Has hosts look at their registries themselves; returns what their answers will be known by."""
@@ -123,14 +155,14 @@ class Orders:
         mine = event.ref == step.ref and (event.attrs or {}).get("registry") == step.registry
         if mine and event.type in _OUTCOMES:
             del self._sent[event.order_id]
-            self._count(step, event, at_ms)
+            self._end_span(event.order_id, self._count(step, event, at_ms))
             if not outcome.done():
                 outcome.set_result(event)
 
-    def _count(self, step: Step, event: Event, at_ms: int) -> None:
+    def _count(self, step: Step, event: Event, at_ms: int) -> str:
         outcome = {"cleanup_failed": "failed", "cleanup_refused": "refused"}.get(event.type, "done")
         kind = step.ref.partition("/")[0] if step.registry is None else "index_entry"
-        self._metrics.teardowns.labels(kind, step.sort, outcome).inc()
+        self._metrics.count_outcome(kind, step.cause, outcome)
         if outcome == "done":
             if step.since_ms:
                 self._metrics.teardown_seconds.observe(max(0, at_ms - step.since_ms) / 1000)
@@ -139,12 +171,14 @@ class Orders:
                 "teardown failed",
                 ref=step.ref, process=step.process, order_id=event.order_id, reason=event.reason,
             )  # fmt: skip
+        return outcome
 
     def forget(self, processes: Iterable[str]) -> None:
         """Nobody here waits any more for what these answer."""
         gone = set(processes)
         for order_id in [id for id, (step, _) in self._sent.items() if step.process in gone]:
             del self._sent[order_id]
+            self._end_span(order_id, "unknown")
 
 
 def _order(step: Step, policy: Policy) -> Order:
@@ -173,5 +207,5 @@ def _request(step: Step, order: Order) -> EventRow:
         attrs |= {"registry": step.registry, "key": step.key}
     return EventRow(
         "cleanup_requested", step.ref, "", 0, time.time(), step.process,
-        reason=step.reason, order_id=order.id, attrs=attrs,
+        reason=step.reason, order_id=order.id, attrs=attrs, trace_id=trace_id_of(order.traceparent),
     )  # fmt: skip

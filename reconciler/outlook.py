@@ -13,8 +13,8 @@ from math import inf
 
 import structlog
 
-from reconciler.drift import Drift, find_drift
-from reconciler.fold import ProcessState
+from reconciler.drift import Drift, Sort, find_drift
+from reconciler.fold import ProcessState, target_of
 from reconciler.partitions import Partitions
 from reconciler.plan import Plan, make_plan
 from reconciler.policy import Policy
@@ -56,6 +56,7 @@ class Outlook:
         self.drift_found: dict[str, Counter[str]] = {}
         self.due: dict[str, float] = {}
         self.stuck: set[tuple[str, str]] = set()
+        self._since: dict[str, dict[tuple[Sort, str], int]] = {}
         self._namespace = namespace
         self._tail = tail
         self._watches = watches
@@ -123,12 +124,30 @@ class Outlook:
         self._plan_next(processes, plan)
 
     def _count(self, processes: Iterable[str], drift: Drift, stuck: Iterable[Stuck]) -> None:
-        for process in processes:
+        now, before = (
+            self._now_ms(),
+            {process: self._since.get(process, {}) for process in processes},
+        )
+        for process in before:
             self.drift_found[process] = Counter()
+            self._since[process] = {}
         for item in drift:
             self.drift_found[item.process][item.sort] += 1
+            found = item.sort, target_of(item.ref, item.registry, item.key)
+            # Of an orphan it is known since when it is one; of others, when they were first seen.
+            known = item.since_ms if item.cause != "evicted" else 0
+            self._since[item.process][found] = known or before[item.process].get(found, now)
         for one in stuck:
             self.drift_found[one.process]["stuck"] += 1
+
+    def drift_ages(self) -> dict[Sort, float]:
+        """How long the oldest drift of each sort has been there, in seconds, as of the last passes."""
+        oldest: dict[Sort, int] = {}
+        for of_process in self._since.values():
+            for (sort, _), since in of_process.items():
+                oldest[sort] = min(since, oldest.get(sort, since))
+        now = self._now_ms()
+        return {sort: max(0, now - since) / 1000 for sort, since in oldest.items()}
 
     def _plan_next(self, processes: Iterable[str], plan: Plan) -> None:
         """When to look again although nothing happens: at the next limit, or the next retry."""
@@ -167,6 +186,7 @@ class Outlook:
     def forget(self, process: str) -> None:
         """It is no longer ours to look at, or it has ended."""
         self.drift_found.pop(process, None)
+        self._since.pop(process, None)
         self._news.discard(process)
         self._watches.forget(process)
         self.due.pop(process, None)

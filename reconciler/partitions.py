@@ -122,6 +122,7 @@ class Partitions:
                 change = await self.leases.look(busy=+self.busy)
             except Unavailable:
                 self._away(self.leases.held)
+                self._count("renew_failed", len(self.leases.held))
                 raise
             now = time.monotonic()
             if now - self._looked_at > max(_UNWATCHED_SECONDS, 3 * self._every):
@@ -133,10 +134,16 @@ class Partitions:
                 for partition in change.surplus:
                     self._stop(partition)
                 await self.leases.give_back(change.surplus)
+                self._count("released", len(change.surplus))
                 log.info("partitions handed over", partitions=change.surplus)
                 self._take_up(Change())
 
+    def _count(self, event: str, count: int = 1) -> None:
+        self._metrics.lease_changes.labels(event).inc(count)
+
     def _take_up(self, change: Change) -> None:
+        self._count("taken", len(change.gained))
+        self._count("renew_failed", len(change.unreached))
         for lease in change.gained:
             self.channels.pop(lease.partition, None)
             self._opening[lease.partition] = lease
@@ -155,6 +162,7 @@ class Partitions:
         """Stops acting for a partition whose lease is gone."""
         if partition in self.channels or partition in self._opening:
             log.warning("lease lost", partition=partition, why=why)
+            self._count("lost")
         self.leases.held.pop(partition, None)
         self._stop(partition)
 
@@ -218,6 +226,7 @@ class Partitions:
 
     async def release(self) -> None:
         """Gives everything back, as far as Redis can be reached."""
+        self._count("released", len(self.leases.held))
         for partition in list(self.leases.held):
             self._stop(partition)
         with contextlib.suppress(*Unavailable):
@@ -257,6 +266,7 @@ class Partitions:
             try:
                 await self.look()
             except Unavailable as error:
+                self._metrics.redis_away("leases")
                 log.warning("leases not renewed: Redis is away", error=str(error))
             await asyncio.sleep(max(0.01, began + self._every - time.monotonic()))
 
@@ -269,6 +279,7 @@ class Partitions:
             try:
                 await self.open_gained()
             except Unavailable as error:
+                self._metrics.redis_away("log")
                 log.warning("log not read: Redis is away", error=str(error))
                 self._gained.set()
                 await asyncio.sleep(_AGAIN_SECONDS)
@@ -281,6 +292,7 @@ class Partitions:
             try:
                 await self.close_lost()
             except (*Unavailable, SequenceGap) as error:
+                self._metrics.redis_away("hosts")
                 log.warning("lapsed hosts not closed: Redis is away, or forgot", error=str(error))
 
     async def close_lost(self) -> None:

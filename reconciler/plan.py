@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from zlib import crc32
 
-from reconciler.drift import Drift, DriftItem
+from reconciler.drift import Cause, Drift, DriftItem
 from reconciler.fold import Attempt, FleetState, ProcessState, target_of
 from reconciler.graph import Graph, Refs, circles, graph_of
 from reconciler.policy import Policy
@@ -44,6 +44,7 @@ class Step:
         circle: what it is in a circle with, and their seqs: they go together.
         since_ms: Redis time since when it is due, as far as known.
         consequence: it becomes due only through other steps of this plan.
+        cause: why it has to go, as one word.
     """
 
     action: Action
@@ -58,6 +59,7 @@ class Step:
     key: str | None = None
     consequence: bool = False
     since_ms: int = 0
+    cause: Cause = "idle"
     circle: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -241,6 +243,7 @@ def _teardowns(
             _before(process, ref, everything, users),
             consequence=ref in consequences,
             since_ms=item.since_ms,
+            cause=item.cause,
             circle={one: everything[one].seq for one in circle_of.get(ref, ()) if one != ref},
         )
 
@@ -267,7 +270,7 @@ def _owned_along(
             if ref in gone or resource.in_use or resource.keep_until_ms > now_ms:
                 continue
             reason = f"what it lives on, {ended}, goes in the same pass"
-            item = DriftItem("orphan", process.id, ref, reason, resource.seq)
+            item = DriftItem("orphan", process.id, ref, reason, resource.seq, why="owner_gone")
             if free(item):
                 along[ref] = item
                 gone.add(ref)
@@ -384,7 +387,10 @@ def _corrections(ready: list[DriftItem], policy: Policy) -> Iterator[Step]:
         else:
             action = Action.TEARDOWN
             stage = _KIND_STAGE.get(item.ref.partition("/")[0], _OWNED_STAGE)
-        yield Step(action, item.process, item.ref, item.seq, item.reason, item.sort, stage)
+        yield Step(
+            action, item.process, item.ref, item.seq, item.reason, item.sort, stage,
+            cause=item.cause,
+        )  # fmt: skip
 
 
 def _entries(
@@ -418,4 +424,5 @@ def _drop(item: DriftItem, *, consequence: bool = False) -> Step:
         registry=item.registry,
         key=item.key,
         consequence=consequence,
+        cause=item.cause,
     )

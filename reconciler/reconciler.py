@@ -18,6 +18,8 @@ from math import inf
 from typing import Any, Self
 
 import structlog
+from opentelemetry.context import Context
+from opentelemetry.trace import use_span
 
 from reconciler.fold_page import Folded
 from reconciler.forced import Forced
@@ -31,6 +33,7 @@ from reconciler.policy import Policy
 from reconciler.result import Result
 from reconciler.session_retention import SessionRetention
 from reconciler.tail import Tail
+from reconciler.vitals import Vitals
 from reconciler.watch import Watches
 from store.connection import BLOCK_MS, Store
 from store.errors import Fenced, ReconcilerError, SequenceGap, UnknownProcess
@@ -42,6 +45,7 @@ from store.messages import HostPort, Note, Summary, encode_message
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
 from store.refusals import Unavailable
 from store.tasks import check_cancelled, end_tasks
+from store.tracing import tracer
 
 log = structlog.get_logger("reconciler")
 
@@ -95,7 +99,7 @@ class Reconciler:
         self._lock = asyncio.Lock()
         self._clock_offset_ms = 0
         self._requests: set[asyncio.Task[None]] = set()
-        self._lag_ms = 0
+        self._lag_ms = self._longest_ms = 0
         self._run_id = ""
 
     # --- life -----------------------------------------------------------------------------------
@@ -113,7 +117,9 @@ class Reconciler:
         watches = Watches(self.policy)
         self.tail = Tail(self.log, self.metrics, self._seen, watches.fold_page)
         self.outlook = Outlook(self.namespace, self.tail, watches, self.policy, self.now_ms)
-        self.housekeeping = Housekeeping(self.log, self.tail, lambda: self.leases, self.now_ms)
+        self.housekeeping = Housekeeping(
+            self.log, self.tail, self.metrics, lambda: self.leases, self.now_ms
+        )
         self.retention = SessionRetention(
             self.namespace, lambda: self._acting.channels, self.policy
         )
@@ -130,6 +136,9 @@ class Reconciler:
             forget=self._forget,
         )
         acting, tail, outlook = self._acting, self.tail, self.outlook
+        self._vitals = Vitals(
+            self.namespace, tail, acting, self.metrics, self.now_ms, self._longest_wait
+        )
         self._orders = Orders(self.namespace, acting, tail, self.policy, self.metrics, self._hosts)
         self._forced = Forced(tail, outlook, self._orders, acting, self.policy)
         await self._set_clock()
@@ -153,6 +162,7 @@ class Reconciler:
                 for work in (
                     *(acting.keep, acting.open, acting.watch_hosts),
                     *(self._follow, self._listen, self._reconcile_changes, self._keep_clock),
+                    self._vitals.watch,
                 ):
                     group.create_task(work(), name=f"reconciler {work.__name__}")
         finally:
@@ -182,6 +192,17 @@ class Reconciler:
     def lag_seconds(self) -> float:
         """Age of the newest event when it was folded."""
         return self._lag_ms / 1000
+
+    def _longest_wait(self) -> float:
+        longest, self._longest_ms = self._longest_ms, 0
+        return longest / 1000
+
+    def observe(self) -> None:
+        """Brings the gauges of its metrics up to date: before they are read."""
+        metrics = self.metrics
+        metrics.observe_state(self.tail.state, self.summaries())
+        metrics.observe_drift(self.outlook.drift_found.values(), self.outlook.drift_ages())
+        metrics.ready.set(not self.unready())
 
     def unready(self) -> list[str]:
         """Why it cannot be relied on now; empty when it can."""
@@ -224,13 +245,15 @@ class Reconciler:
             with contextlib.suppress(*Unavailable):
                 await self.tail.wait(block_ms=BLOCK_MS)
                 continue
+            self.metrics.redis_away("log")
             await asyncio.sleep(0.2)
 
     def _seen(self, page: Page, folded: Folded) -> None:
         """A page was folded."""
         if page.times and page.partition in self._acting.channels:
-            self._lag_ms = max(0, self.now_ms() - page.times[-1])
-            self.metrics.lag.set(self._lag_ms / 1000)
+            now = self.now_ms()
+            self._lag_ms = max(0, now - page.times[-1])
+            self._longest_ms = max(self._longest_ms, now - page.times[0])
         if folded.told:
             self._touch(folded.told)
         for at_ms, event in folded.settled:
@@ -322,6 +345,7 @@ class Reconciler:
         try:
             await self.run_pass(processes)
         except (*Unavailable, SequenceGap) as error:
+            self.metrics.redis_away("pass")
             log.warning("pass put off: Redis is away, or forgot", error=str(error))
             self._changed |= processes
             asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._wake.set)
@@ -367,11 +391,18 @@ class Reconciler:
             Fenced: a lease is no longer held.
         """
         async with self._lock:
-            began = time.perf_counter()
+            began, began_ns = time.perf_counter(), time.time_ns()
             chosen = [p for p in processes if self._partition(p) in self._acting.channels]
             await self.outlook.refresh(chosen, self._acting)
             drift, plan = self.outlook.look(chosen)
-            await self._orders.send(plan.due)
+            if plan.due:  # A pass that finds nothing to do is not worth a span.
+                about = {
+                    "agent_reconciler.processes": len(chosen),
+                    "agent_reconciler.orders": len(plan.due),
+                }
+                span = tracer.start_span("pass", Context(), attributes=about, start_time=began_ns)
+                with use_span(span, end_on_exit=True):
+                    await self._orders.send(plan.due)
             self.outlook.take_note(chosen, drift, plan)
             self.metrics.pass_seconds.observe(time.perf_counter() - began)
             return plan
@@ -414,8 +445,10 @@ class Reconciler:
             p for p in (processes or alive)
             if self._partition(p) in self._acting.channels and partition in (None, self._partition(p))
         ]  # fmt: skip
+        about = {"agent_reconciler.processes": len(chosen), "agent_reconciler.dry_run": dry_run}
         async with self._lock:
-            result = await self._forced.reconcile(chosen, dry_run=dry_run)
+            with tracer.start_as_current_span("forced pass", attributes=about):
+                result = await self._forced.reconcile(chosen, dry_run=dry_run)
         if not dry_run:
             self._touch(chosen)
         return result

@@ -10,11 +10,12 @@ one, and shares the processes with them. No process is in two partitions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
 
-from reconciler.fold import Event, FleetState
+from reconciler.fold import Event, FleetState, ProcessState
 from reconciler.fold_page import Folded, fold_page
 from reconciler.history import nearest_snapshot
 from reconciler.metrics import Metrics
@@ -22,6 +23,8 @@ from store.log import EventLog, Page, parse_page
 from store.position import id_key
 
 log = structlog.get_logger("reconciler.tail")
+
+_BEGINS = frozenset({"created", "adopted"})
 
 Hook = Callable[[Page, Folded], None]
 """Called for each page after it was folded, with what that did."""
@@ -51,6 +54,7 @@ class Tail:
         self._log = event_log
         self._metrics = metrics
         self._hook = hook
+        self._opening: set[int] = set()
 
     async def add(self, partitions: Iterable[int]) -> list[str]:
         """Follows these partitions too, from snapshot and log, to the present end.
@@ -60,13 +64,17 @@ class Tail:
         """
         new = [p for p in partitions if p not in self.positions]
         namespace = await self._log.namespace()
-        for partition in new:
-            part, position = await nearest_snapshot(namespace, partition)
-            if partition not in self.positions:
-                self.parts[partition], self.positions[partition] = part, position
-                self.begun[partition] = part.events
-                self.state.take(part)
-        await self.catch_up(new)
+        self._opening.update(new)
+        try:
+            for partition in new:
+                part, position = await nearest_snapshot(namespace, partition)
+                if partition not in self.positions:
+                    self.parts[partition], self.positions[partition] = part, position
+                    self.begun[partition] = part.events
+                    self.state.take(part)
+            await self.catch_up(new)
+        finally:
+            self._opening.difference_update(new)
         if new:
             self._log.interrupt()  # The wait that is going on does not know of them.
         return [p for one in new if one in self.parts for p in self.parts[one].processes]
@@ -111,17 +119,19 @@ class Tail:
         part, everyone = self.parts[page.partition], self.state.processes
         events, lost, stopped = part.events, part.lost, part.stopped
         folded = self._fold_page(part, page.events, page.times)
+        ended: dict[str, ProcessState | None] = {}
         for name in folded.processes:
             process = part.processes.get(name)
             if process is None:
-                everyone.pop(name, None)
+                ended[name] = everyone.pop(name, None)
             else:
                 everyone[name] = process
         self.state.events += part.events - events
         self.state.lost += part.lost - lost
         self.state.stopped += part.stopped - stopped
-        for type, count in folded.types.items():
-            self._metrics.events.labels(type).inc(count)
+        self._metrics.count_events(folded.types)
+        if page.partition not in self._opening:  # What is history was counted by somebody else.
+            self._metrics.count_resources(*_come_and_gone(page.events, ended))
         self._hook(page, folded)
 
     def drop(self, partitions: Iterable[int]) -> None:
@@ -132,3 +142,32 @@ class Tail:
             if part is not None:
                 self.state.leave(part)
         self._log.interrupt()
+
+
+def _come_and_gone(
+    events: Sequence[Event], ended: Mapping[str, ProcessState | None]
+) -> tuple[Counter[str], Counter[str]]:
+    """How many resources were created, and how many ended, by kind.
+
+    Args:
+        events: of a page.
+        ended: processes that ended in it, as they were then; None where they also began in it.
+    """
+    created: Counter[str] = Counter()
+    gone: Counter[str] = Counter()
+    held: Counter[str] = Counter()  # by processes that began and ended here
+    brief = {name for name, process in ended.items() if process is None}
+    for event in events:
+        if event.type in _BEGINS:
+            kind = event.ref.partition("/")[0]
+            created[kind] += 1
+            held[kind] += event.process in brief
+        elif event.type == "cleaned_up" and "registry" not in (event.attrs or ()):
+            kind = event.ref.partition("/")[0]
+            gone[kind] += 1
+            held[kind] -= event.process in brief
+    for process in ended.values():
+        if process is not None:
+            gone.update(resource.kind for resource in process.resources.values())
+    gone.update(+held)
+    return created, gone

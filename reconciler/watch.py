@@ -235,7 +235,7 @@ class ProcessWatch:
             yield orphan_item(process, ref, reason, min(bound, now_ms))
         for ref, reason in evicted.items():
             if ref not in self._orphans:
-                yield orphan_item(process, ref, reason, now_ms)
+                yield orphan_item(process, ref, reason, now_ms, "evicted")
 
     def _place(self, ref: str, now_ms: int, bounds: dict[str, float]) -> None:
         """Puts a resource where it belongs: among the orphans, on the agenda, or parked."""

@@ -130,4 +130,5 @@ async def _beat(namespace: Namespace, reconciler: Reconciler) -> None:
             if json.loads(value).get("at_ms", 0) < now - WORKER_FORGOTTEN_SECONDS * 1000:
                 await redis.hdel(key, worker)
     except Unavailable as error:
+        reconciler.metrics.redis_away("heartbeat")
         log.warning("heartbeat not written: Redis is away", error=str(error))

@@ -168,7 +168,7 @@ class Order(msgspec.Struct, frozen=True, omit_defaults=True):
             `after`.
         timeout: seconds that a teardown may take.
         registry, key: the index entry of a `drop_entry`.
-        trace_id: of the pass.
+        traceparent: the worker's span of this order (W3C Trace Context); see `store.tracing`.
         circle: with what else it is in a circle of uses or owners that goes as a whole, each with the
             last seq that the worker had folded: these need not be gone first, if they too are unused.
     """
@@ -184,7 +184,7 @@ class Order(msgspec.Struct, frozen=True, omit_defaults=True):
     timeout: float = 30.0
     registry: str | None = None
     key: str | None = None
-    trace_id: str | None = None
+    traceparent: str | None = None
     circle: dict[str, int] = {}
 
 

@@ -37,11 +37,12 @@ WIDE = (
     "adapters/bindings",
     *(f"adapters/test_{name}.py" for name in ("outages", "failover", "killed_host")),
     "browser",
+    "monitoring/test_alerts.py",
     "reconciler/web",
     "store/test_cluster.py",
     *(f"e2e/test_{name}.py" for name in ("adk_command_line", "cluster", "doctor", "explain")),
     *(f"e2e/test_{name}.py" for name in ("history", "lookback", "session_retention")),
-    *(f"e2e/test_{name}.py" for name in ("status", "workers")),
+    *(f"e2e/test_{name}.py" for name in ("status", "traces", "workers")),
 )
 """What stands around the core: `make test` stays under three minutes, `make wide` runs these."""
 

@@ -67,8 +67,7 @@ async def readyz(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     """For Prometheus."""
     reconciler = request.app[RECONCILER]
-    reconciler.metrics.observe_state(reconciler.tail.state, reconciler.summaries())
-    reconciler.metrics.observe_drift(reconciler.outlook.drift_found.values())
+    reconciler.observe()
     return web.Response(
         body=reconciler.metrics.page(),
         headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},

@@ -124,7 +124,7 @@ class TestOutage:
         async with Host.connect(own_redis.url, name="svc", namespace="t", outbox_limit=500) as host:
             host.registry("session", held)
             await sent(host)
-            await host._sender.go_on_as_new("the test says so")
+            await host._sender.go_on_as_new("the test says so", "fenced")
             await sent(host)
             assert host._summary().dropped == 0
             async with log_of(own_redis) as log:
@@ -183,7 +183,7 @@ async def test_a_server_that_refuses_writes(own_redis: RedisProcess):
         await store.redis.config_set("maxmemory", 1)
         for _ in range(10):
             host.record("reused", "session/s")
-        await eventually(lambda: not host._sender._connected, BACK)
+        await eventually(lambda: not host._sender.connected, BACK)
         await store.redis.config_set("maxmemory", 0)
         await sent(host)
         async with log_of(own_redis) as log:

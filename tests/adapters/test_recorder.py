@@ -8,10 +8,11 @@ from statistics import median
 from time import perf_counter_ns
 
 import pytest
+from opentelemetry.trace import NonRecordingSpan, SpanContext, use_span
 
 from adapters import trace_id
 from adapters.outbox import BATCH, Outbox
-from adapters.recorder import Recorder
+from adapters.recorder import Recorder, origin
 from store.event import NO_DIGEST, EventRow, chain, decode, decode_row, split_digest
 
 
@@ -55,12 +56,27 @@ class TestRecord:
         assert recorder.record("created", "a/b") == 1
 
     def test_trace(self, recorder: Recorder):
-        """Events carry the trace id of the request they were recorded in."""
+        """Events carry the trace id that was set for the request they were recorded in."""
         token = trace_id.set("t-1")
         recorder.record("created", "a/b")
         trace_id.reset(token)
         recorder.record("created", "a/c")
         assert [decode_row(p).trace_id for p in drained(recorder)] == ["t-1", None]
+
+    def test_trace_of_a_span(self, recorder: Recorder):
+        """Where none was set, it is that of the OpenTelemetry span; what was set goes first."""
+        context = SpanContext(0xABC, 0xDEF, is_remote=True)
+        with use_span(NonRecordingSpan(context)):
+            assert origin() == (f"{0xABC:032x}", context)
+            recorder.record("created", "session/a")
+            token = trace_id.set("mine")
+            recorder.record("created", "session/b")
+            assert origin() == ("mine", None)
+            trace_id.reset(token)
+        assert origin() is None
+        recorder.record("created", "session/c", trace="given")
+        traces = [decode_row(p).trace_id for p in drained(recorder)]
+        assert traces == [f"{0xABC:032x}", "mine", "given"]
 
     def test_from_many_threads(self, recorder: Recorder):
         """Threads that record at once, while batches are taken, leave neither gap nor double."""

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,11 +96,32 @@ class Program:
 
 
 class HostProgram(Program):
-    """The chat service of examples/leaky_chat.py, told what to do line by line."""
+    """A host told what to do line by line: the chat service of examples/leaky_chat.py, or another.
 
-    def __init__(self, url: str, log: Path, namespace: str = NAMESPACE) -> None:
-        super().__init__([sys.executable, "-m", "tests.e2e.chat_host", url, namespace], log)
-        self.id: str = self._answer(60)["process"]
+    Args:
+        url, namespace: of the log.
+        log: file that its standard error goes to.
+        module: the program; see `tests.e2e.obey`.
+        options: of that program, on its command line.
+        by: what runs it instead of Python itself.
+
+    Attributes:
+        greeting: what it said first.
+        id: of its process in the log, at its start.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        log: Path,
+        namespace: str = NAMESPACE,
+        *options: str,
+        module: str = "tests.e2e.chat_host",
+        by: Sequence[str] = (),
+    ) -> None:
+        super().__init__([*by, sys.executable, "-m", module, url, namespace, *options], log)
+        self.greeting = self._answer(60)
+        self.id: str = self.greeting["process"]
 
     def do(self, code: str, **values: Any) -> Any:
         """Runs the body of an async function in the host, with `service`, `host` and the values.

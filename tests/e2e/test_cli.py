@@ -173,9 +173,9 @@ class TestWorker:
             lambda: next((p for p in [get("/metrics")] if 'kind="session"} 1' in p), None),
             "is seen",
         )
-        done = 'agent_reconciler_teardowns_total{kind="session",outcome="done",reason="orphan"} 1.0'
+        done = 'agent_reconciler_teardowns_total{kind="session",outcome="done",reason="idle"} 1.0'
         eventually(lambda: done in get("/metrics"), "the teardown is counted")
-        for name in ("drift", "log_lag_seconds", "outbox_depth", "quarantined_entries_total"):
+        for name in ("drift", "log_lag_seconds", "outbox_events", "quarantined_entries_total"):
             assert f"agent_reconciler_{name}" in get("/metrics")
 
     def test_malformed_entry_is_quarantined(

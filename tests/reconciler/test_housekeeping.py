@@ -33,7 +33,7 @@ async def acting(store: Store, namespace: str, **limits: float) -> Reconciler:
     await worker.open()
     await worker.keep_leases()
     worker.housekeeping = Housekeeping(
-        worker.log, worker.tail, lambda: worker.leases, worker.now_ms, **limits
+        worker.log, worker.tail, worker.metrics, lambda: worker.leases, worker.now_ms, **limits
     )  # type: ignore[arg-type]
     return worker
 
