@@ -7,7 +7,9 @@ it in memory the record carries the transcript, event by event as JSON text. Not
 
 from __future__ import annotations
 
+import asyncio
 import zlib
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -24,6 +26,8 @@ RETENTION = SESSION_RETENTION
 """Seconds that a record is kept after it was saved, unless told otherwise."""
 
 _MAX_BYTES = 64 * 2**20
+_AT_ONCE = 16
+"""Records on their way side by side: a thousand sessions that go together would take a connection each."""
 
 
 class RecoveryRecord(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -82,6 +86,7 @@ class RecoveryStore:
         self._keys = Keys(namespace)
         self._retention_ms = None if retention is None else round(retention * 1000)
         self._max_bytes = max_bytes
+        self._gate = asyncio.Semaphore(_AT_ONCE)
 
     def _key(self, app: str, user: str, session: str) -> str:
         return self._keys.app_sessions(app).recovery(user, session)
@@ -101,7 +106,7 @@ class RecoveryStore:
                 f"{self._max_bytes / 1e6:.1f} MB (max_bytes of the RecoveryStore)"
             )
         key = self._key(record.app, record.user, record.session)
-        await self._do(doing, self._store.redis.set(key, packed, px=self._retention_ms))
+        await self._do(doing, lambda: self._store.redis.set(key, packed, px=self._retention_ms))
 
     async def load(self, app: str, user: str, session: str) -> RecoveryRecord | None:
         """The record of a session, or None when there is none, or no longer.
@@ -111,7 +116,7 @@ class RecoveryStore:
             RedisUnavailable: Redis does not answer.
         """
         doing = f"loading the recovery record of session/{session}"
-        packed = await self._do(doing, self._store.redis.get(self._key(app, user, session)))
+        packed = await self._do(doing, lambda: self._store.redis.get(self._key(app, user, session)))
         if packed is None:
             return None
         try:
@@ -126,11 +131,14 @@ class RecoveryStore:
             RedisUnavailable: Redis does not answer.
         """
         doing = f"purging the recovery record of session/{session}"
-        return bool(await self._do(doing, self._store.redis.unlink(self._key(app, user, session))))
+        return bool(
+            await self._do(doing, lambda: self._store.redis.unlink(self._key(app, user, session)))
+        )
 
-    async def _do(self, doing: str, command: Any) -> Any:
+    async def _do(self, doing: str, command: Callable[[], Awaitable[Any]]) -> Any:
         try:
-            return await command
+            async with self._gate:
+                return await command()
         except (RedisError, OSError) as error:
             cause = str(error).splitlines()[0] if str(error) else type(error).__name__
             how = "does not answer" if isinstance(error, Unavailable) else "refused it"

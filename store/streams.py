@@ -15,9 +15,11 @@ from typing import Any
 from store.connection import Store
 from store.position import RawEntry
 from store.refusals import Unavailable
+from store.tasks import end_tasks
 
 _PAGE = 1000
 _AGAIN_SECONDS = 0.2
+_LOST_SECONDS = 0.02
 
 Answer = list[tuple[bytes, list[RawEntry]]]
 
@@ -70,9 +72,8 @@ class Streams:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             return read.result() if read.done() else []
         finally:
-            if not read.done():
-                read.cancel()
-                await asyncio.wait({read})
+            # A cancellation that comes while the command goes out can be lost, and the read would wait on.
+            await end_tasks([read], again=_LOST_SECONDS)
 
     async def _read_each(
         self, positions: Mapping[str, str], block_ms: int, changed: asyncio.Future[None]

@@ -28,14 +28,16 @@ def check_cancelled() -> None:
         raise asyncio.CancelledError
 
 
-async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]], *, again: float = 1.0) -> None:
     """Cancels tasks and waits until they have ended.
 
-    It asks again when a task goes on: its cancellation can have been swallowed, see
-    `check_cancelled`.
+    Args:
+        tasks: which; those that have ended are left alone.
+        again: seconds after which one that goes on is told again: its cancellation can have been
+            swallowed, see `check_cancelled`.
     """
     pending = {task for task in tasks if not task.done()}
     while pending:
         for task in pending:
             task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=1.0)
+        _, pending = await asyncio.wait(pending, timeout=again)

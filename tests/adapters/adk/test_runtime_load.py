@@ -118,8 +118,6 @@ async def test_memory_stays_flat(
 
     A chat that left one object behind would leave 80,000. Memory has more play: how many chats live at
     a time depends on how busy the machine is, and what Python once had it does not give back.
-    The same is true of connections: the pool keeps as many as were ever needed at once, after a stall more.
-    A chat in a thousand that left one behind would leave 80.
     """
     service = InMemorySessionService() if kind == "memory" else make_service(cache_bytes=8 * 2**20)
     begun = time.monotonic()
@@ -129,4 +127,4 @@ async def test_memory_stays_flat(
     print(f"{chats} chats on {kind} in {seconds:.0f} s, {chats / seconds:.0f} a second")
     assert gauge.objects[-1] < gauge.objects[2] * 1.05
     assert max(gauge.memory[2:]) < gauge.memory[2] * 1.3
-    assert max(gauge.files[2:]) <= gauge.files[2] + 40
+    assert max(gauge.files[2:]) <= gauge.files[2] + 10
