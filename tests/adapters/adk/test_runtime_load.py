@@ -68,11 +68,14 @@ async def converse(
         for number in numbers:
             await begin(number)
             if number % 50 == 0:
-                waiting.append(asyncio.create_task(come_back(number)))
+                # One that has ended is let go: with its context it would be counted as a leak.
+                task = asyncio.create_task(come_back(number))
+                waiting.add(task)
+                task.add_done_callback(waiting.discard)
             if number % (chats // 10) == 0:
                 gauge.read(number, len(runtime.chats))
 
-    waiting: list[asyncio.Task[None]] = []
+    waiting: set[asyncio.Task[None]] = set()
     policy = Policy(session_idle_timeout=idle, runner_idle_timeout=idle)
     async with Reconciler(
         store, namespace=namespace, policy=policy, hosts=[host], lease_seconds=60
