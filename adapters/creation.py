@@ -45,6 +45,8 @@ class Creation:
         type: name of its class.
         number: in order of creation.
         site: `file:line in function`; empty where it was not traced.
+        older: it was there before anybody watched, whatever its number.
+        older: it was there before anybody watched, whatever its number.
         closed: one of its closing methods was called.
         remains: of a runner: its attributes, to close in its place what it held.
     """
@@ -53,6 +55,7 @@ class Creation:
     type: str
     number: int
     site: str = ""
+    older: bool = False
     closed: bool = False
     remains: dict[str, Any] | None = None
     weak: weakref.ref[Any] | None = field(default=None, repr=False)
@@ -169,7 +172,7 @@ class Creations:
     def _note(self, made: Any, sort: str, *, older: bool = False) -> None:
         key = id(made)
         self._last += 1
-        note = Creation(sort, type(made).__name__, self._last)
+        note = Creation(sort, type(made).__name__, self._last, older=older)
         if self._tracing and not older:
             frame = _site_frame(self._passed_over)
             note.site = _place(frame) if frame is not None else ""

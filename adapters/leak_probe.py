@@ -218,6 +218,10 @@ class LeakProbe:
             ids.update(id(entry.obj) for entry in self._host.entries.values())
         return ids
 
+    def _concerns(self, note: Creation) -> bool:
+        """It was made since `begin`, if that was called."""
+        return note.number > self._since and not (self._begun and note.older)
+
     def _finding(self, kind: str, note: Creation, what: str, made: Any = None) -> Finding:
         id = f"{note.site or note.type}#{note.number}"
         weak = None if made is None else weakref.ref(made)
@@ -229,27 +233,27 @@ class LeakProbe:
             if session.closed:
                 continue
             held.add(id(session.connector))
-            if note.number > self._since and id(session) not in declared:
+            if self._concerns(note) and id(session) not in declared:
                 what = "an aiohttp ClientSession is open and nobody declared it"
                 yield self._finding("leaked_http_session", note, what, session)
         for note, connector in creations.live("http_connector"):
             if connector.closed or id(connector) in held or id(connector) in declared:
                 continue
-            if note.number > self._since:
+            if self._concerns(note):
                 what = f"an aiohttp {note.type} is open and no session has it"
                 yield self._finding("leaked_http_connector", note, what, connector)
 
     def _handlers(self, declared: set[int]) -> Iterator[Finding]:
         for handler in unattached():
             note = creations.of(handler)
-            if note is None or note.number <= self._since or id(handler) in declared:
+            if note is None or not self._concerns(note) or id(handler) in declared:
                 continue
             what = f"a {note.type} has {_name(handler)} open and no logger has it"
             yield self._finding("leaked_log_handler", note, what, handler)
 
     def _dropped(self) -> Iterator[Finding]:
         for note in list(creations.dropped):
-            if note.closed or note.number <= self._since or note.sort == "http_connector":
+            if note.closed or not self._concerns(note) or note.sort == "http_connector":
                 continue  # What a connector had open goes with it; its session is told of.
             sort = "an ADK" if note.sort == "runner" else "a"
             what = f"{sort} {note.type} was dropped and never closed"
@@ -258,7 +262,7 @@ class LeakProbe:
     def _tasks(self) -> Iterator[Finding]:
         def concerns(task: asyncio.Task[Any]) -> bool:
             note = creations.of(task)
-            return not self._begun or (note is not None and note.number > self._since)
+            return not self._begun or (note is not None and self._concerns(note))
 
         # One by one: a list of them would hold them, and so hide that nobody else does.
         for task in forsaken_tasks((task for _, task in creations.live("task")), concerns):

@@ -194,8 +194,9 @@ class TestADeadWorker:
 
 
 class TestASleepingWorker:
+    @pytest.mark.parametrize("seconds", [0, 60])
     def test_wakes_up_fenced_and_rejoins(
-        self, client: redis.Redis, load: LoadProgram, start_worker: Start
+        self, client: redis.Redis, load: LoadProgram, start_worker: Start, seconds: float
     ) -> None:
         """A worker stopped beyond its lease and continued writes nothing for what it lost, and rejoins."""
         sleeper, other = (start_worker("--lease", "2", policy=POLICY) for _ in range(2))
@@ -204,6 +205,7 @@ class TestASleepingWorker:
             lambda: all(written_by_workers(client, n) for n in range(PARTITIONS)), "all are busy"
         )
         sleeper.process.send_signal(signal.SIGSTOP)
+        awake_at = time.monotonic() + seconds
         try:
             eventually(lambda: even(client, [other]), "the other has all")
             last = {n: written_by_workers(client, n)[-1][0] for n in range(PARTITIONS)}
@@ -211,6 +213,7 @@ class TestASleepingWorker:
                 lambda: all(written_by_workers(client, n)[-1][0] > last[n] for n in last),
                 "the other serves all",
             )
+            eventually(lambda: time.monotonic() >= awake_at, "it has slept enough", seconds + 1)
         finally:
             sleeper.process.send_signal(signal.SIGCONT)
         eventually(lambda: even(client, [sleeper, other]), "it is back")

@@ -139,6 +139,18 @@ class TestLook:
         finally:
             gc.unfreeze()
 
+    async def test_what_was_there_before_is_not_new_when_another_probe_finds_it(self) -> None:
+        """What a probe without a beginning finds on the heap is older than any beginning."""
+        old = [InMemoryRunner(agent=LlmAgent(name="a", model="m"), app_name="x")]
+        with LeakProbe() as probe:
+            probe.begin()
+            with LeakProbe() as another:
+                another.look()
+                old.clear()
+                gc.collect()
+                assert any("Runner" in one.what for one in another.look())
+                assert probe.look() == []
+
     async def test_the_schedule_looks_by_itself(self, eventually: Eventually) -> None:
         """And what it finds is told in the log of the service, once."""
         told: list[str] = []
