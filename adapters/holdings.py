@@ -138,6 +138,8 @@ class Holdings:
                 if type == "created":
                     entry.origin = origin()
             entry.seq = seq
+            if uses is not None and tuple(uses) == entry.uses:
+                uses = None  # As before: nothing to link.
             self._link(entry, uses, owned_by)
         return seq
 

@@ -35,7 +35,7 @@ from store.log import EventLog
 from store.messages import Summary
 from store.namespace import open_namespace
 from store.refusals import Unavailable
-from store.tasks import check_cancelled, under_way
+from store.tasks import check_cancelled, meanwhile
 from store.tracing import tracer
 
 log = get_logger("adapters.sender")
@@ -290,18 +290,9 @@ class Sender:
             await outbox.sweep()
 
     async def _send_batch(self, outbox: Outbox, first: int, payloads: list[bytes]) -> None:
-        sending = asyncio.ensure_future(
-            self._log.append_encoded(outbox.process, first, payloads, self._confirm or ())
-        )
-        try:
-            if len(outbox) > 2 * len(payloads):
-                await under_way()  # Redis works now, and so do we.
-                outbox.prepare()
-            await sending
-        except asyncio.CancelledError:
-            sending.cancel()
-            await asyncio.wait({sending})
-            raise
+        if len(outbox) > 2 * len(payloads):
+            meanwhile(outbox.prepare)
+        await self._log.append_encoded(outbox.process, first, payloads, self._confirm or ())
 
     async def _send_both(self, first: int, payloads: list[bytes]) -> None:
         channel = self.channel

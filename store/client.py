@@ -17,7 +17,7 @@ from redis.asyncio.cluster import ClusterNode, ClusterPipeline, PipelineCommand,
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import AskError, ClusterDownError, MovedError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -169,6 +169,9 @@ def _behind_sentinels(address: str, options: dict[str, Any]) -> Any:
     asking: dict[str, Any] = {
         "socket_timeout": _SENTINEL_TIMEOUT,
         "socket_connect_timeout": _SENTINEL_TIMEOUT,
+        # The next sentinel is asked instead, and all of them again with each try to reach the master:
+        # with redis-py's ten tries each, a wrong address would take half a minute.
+        "retry": Retry(NoBackoff(), 1),
     }
     for option in ("username", "password"):
         if (value := options.pop(f"sentinel_{option}", None)) is not None:
