@@ -1,7 +1,8 @@
-"""The README: nothing in it that does not work."""
+"""The README, and the page of evidence: nothing in them that does not work."""
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import re
 import shlex
@@ -15,6 +16,7 @@ import pytest
 from reconciler.cli import cli
 from tests.e2e.programs import ROOT, Cli, eventually
 
+EVIDENCE = (ROOT / "docs" / "evidence.md").read_text()
 README = (ROOT / "README.md").read_text()
 
 
@@ -127,3 +129,27 @@ class TestCommands:
             ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
         )
         assert {"demo", "test", "check"} <= {line.split()[0] for line in done.stdout.splitlines()}
+
+
+class TestEvidence:
+    """docs/evidence.md: the tests that it names are there."""
+
+    def test_every_test_exists(self) -> None:
+        """Each file, class and function, by the words they begin with."""
+        named = re.findall(r"`(tests/[\w/.]+\.py)((?:::\w+)*)`", EVIDENCE)
+        assert len(named) > 30
+        missing = []
+        for file, names in named:
+            path = ROOT / file
+            body: list[ast.stmt] = ast.parse(path.read_text()).body if path.exists() else []
+            for name in names.split("::")[1:]:
+                found = [node for node in body if getattr(node, "name", "") == name]
+                body = list(getattr(found[0], "body", [])) if found else []
+            if not body:
+                missing.append(file + names)
+        assert missing == []
+
+    def test_every_benchmark_is_listed(self) -> None:
+        """No more and no fewer than there are."""
+        listed = set(re.findall(r"^\| `(\w+\.py)` \|", EVIDENCE, re.M))
+        assert listed == {path.name for path in (ROOT / "benchmarks").glob("*.py")}
