@@ -5,8 +5,9 @@ starting worker does it (`Tail`, with the drift watch that folds). It is held ag
 reads alone (a socket and hiredis, page after page, nothing decoded, nothing kept), and against the
 `eventsourcing` library, which reads as many events from SQLite, decodes them with its own mapper and
 folds them into aggregates that keep what this fold keeps of a session: uses, last use, user. Turn by
-turn in one run; what counts are the ratios of the best turns. `reads_ahead` asks for the next page
-before it takes the one that came, as replay does: it is shown for comparison. `parts` says where the
+turn in one run; what counts are the ratios of the best turns. Two more are shown for comparison:
+`reads_ahead` asks for the next page before it takes the one that came, as replay does; `redis_py` are
+the same reads by the asyncio client of redis-py, which parses with hiredis too. `parts` says where the
 time of one event goes. Memory is that of a worker: state, watch, agenda, and its copy of the
 inventory. The peer gets a virtual environment of its own.
 
@@ -32,6 +33,7 @@ from zlib import crc32
 
 import hiredis
 import psutil
+import redis.asyncio
 
 from reconciler.fleet import fold_partition
 from reconciler.fold import FleetState
@@ -135,6 +137,17 @@ def reads_alone(path: str, key: str, *, ahead: bool = False) -> float:
             count += len(answer)
             if not ahead:
                 ask()
+
+
+async def redis_py(path: str, key: str) -> float:
+    """Entries a second by XRANGE of redis-py, as a service on asyncio would read them."""
+    count, position = 0, "0-0"
+    async with redis.asyncio.Redis(unix_socket_path=path) as client:
+        began = time.perf_counter()
+        while page := await client.xrange(key, f"({position}", "+", PAGE):
+            count += len(page)
+            position = page[-1][0].decode()
+        return count / (time.perf_counter() - began)
 
 
 async def replay(log: EventLog) -> float:
@@ -345,6 +358,7 @@ async def measure(events: int, tail: int, with_peer: bool) -> dict[str, Any]:
         "replay_to_reads": best["replay"] / best["reads"],
         "worker_to_reads": best["worker"] / best["reads"],
         "replay_to_reads_ahead": best["replay"] / best["reads_ahead"],
+        "replay_to_redis_py": best["replay"] / best["redis_py"],
         "ready_seconds": began,
         "ready_alive": alive,
     }
@@ -367,6 +381,7 @@ async def _turns(store: Store, log: EventLog, key: str, peer: Peer | None) -> di
     contenders: dict[str, Callable[[], Awaitable[float]]] = {
         "reads": lambda: reads(False),
         "reads_ahead": lambda: reads(True),
+        "redis_py": lambda: redis_py(path, key),
         "replay": lambda: replay(log),
         "worker": lambda: worker(log),
     }

@@ -31,6 +31,7 @@ from reconciler.partitions import Partitions
 from reconciler.plan import Plan
 from reconciler.policy import Policy
 from reconciler.result import Result
+from reconciler.schedule import ARCHIVE_SECONDS, FULL_PASS_SECONDS, by_the_clock
 from reconciler.session_retention import SessionRetention
 from reconciler.tail import Tail
 from reconciler.vitals import Vitals
@@ -67,6 +68,7 @@ class Reconciler:
         lease_seconds: after so long at the latest another worker acts for what this one held, when it is
             not heard of any more.
         partitions: how many the namespace must have; None takes what is recorded, or the default.
+        full_pass_seconds, archive_seconds: see `by_the_clock`.
 
     `async with Reconciler(store, policy=policy):` runs it in the background.
 
@@ -84,6 +86,8 @@ class Reconciler:
         name: str = "worker",
         lease_seconds: float = LEASE_SECONDS,
         partitions: int | None = None,
+        full_pass_seconds: float = FULL_PASS_SECONDS,
+        archive_seconds: float = ARCHIVE_SECONDS,
     ) -> None:
         self.policy = policy or Policy()
         self.metrics = Metrics()
@@ -93,6 +97,7 @@ class Reconciler:
         self._namespace_name = namespace
         self._wanted_partitions = partitions
         self._lease_seconds = lease_seconds
+        self._full_pass_seconds, self._archive_seconds = full_pass_seconds, archive_seconds
         self._hosts = tuple(hosts)
         self._changed: set[str] = set()
         self._wake = asyncio.Event()
@@ -147,6 +152,7 @@ class Reconciler:
 
     async def __aenter__(self) -> Self:
         await self.open()
+        await self.record_policy()
         self._running = asyncio.create_task(self.run(), name="reconciler")
         self._running.add_done_callback(_report_end)
         return self
@@ -154,11 +160,21 @@ class Reconciler:
     async def __aexit__(self, *exc: object) -> None:
         await end_tasks([self._running])
 
+    async def record_policy(self) -> None:
+        """Says in the namespace which policy is in force: for the commands."""
+        policy = self.policy.model_dump_json(exclude_unset=True)
+        await self._store.redis.set(self.namespace.keys.policy, policy)
+
     async def run(self) -> None:
         """Takes leases and reconciles, until it is cancelled; then gives the leases back."""
         acting = self._acting
+        clock = by_the_clock(
+            self,
+            full_pass_seconds=self._full_pass_seconds,
+            archive_seconds=self._archive_seconds,
+        )
         try:
-            async with asyncio.TaskGroup() as group:
+            async with clock, asyncio.TaskGroup() as group:
                 for work in (
                     *(acting.keep, acting.open, acting.watch_hosts),
                     *(self._follow, self._listen, self._reconcile_changes, self._keep_clock),

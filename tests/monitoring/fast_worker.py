@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from reconciler import housekeeping, vitals, worker
+from reconciler import housekeeping, schedule, vitals, worker
 from reconciler.cli import main
 from tests.monitoring.prometheus import FACTOR
 
@@ -22,7 +22,7 @@ def hurry() -> None:
         defaults = function.__kwdefaults__
         assert defaults is not None
         defaults[name] /= FACTOR
-    worker.SNAPSHOT_CHECK_SECONDS /= FACTOR
+    schedule.SNAPSHOT_CHECK_SECONDS /= FACTOR
     vitals.LOOK_SECONDS = 0.25
 
 
