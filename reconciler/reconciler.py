@@ -13,9 +13,8 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from math import inf
-from typing import Any, Self
+from typing import Self
 
 import structlog
 from opentelemetry.context import Context
@@ -24,6 +23,7 @@ from opentelemetry.trace import use_span
 from reconciler.fold_page import Folded
 from reconciler.forced import Forced
 from reconciler.housekeeping import Housekeeping
+from reconciler.listener import Listener
 from reconciler.metrics import Metrics
 from reconciler.orders import Orders
 from reconciler.outlook import Outlook
@@ -37,12 +37,12 @@ from reconciler.tail import Tail
 from reconciler.vitals import Vitals
 from reconciler.watch import Watches
 from store.connection import BLOCK_MS, Store
-from store.errors import Fenced, ReconcilerError, SequenceGap, UnknownProcess
+from store.errors import Fenced, SequenceGap, UnknownProcess
 from store.event import process_id
-from store.inbox import Inbox, answer
+from store.inbox import Inbox
 from store.lease import Lease
 from store.log import EventLog, Page
-from store.messages import HostPort, Note, Summary, encode_message
+from store.messages import HostPort, Summary
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
 from store.refusals import Unavailable
 from store.tasks import check_cancelled, end_tasks
@@ -103,7 +103,6 @@ class Reconciler:
         self._wake = asyncio.Event()
         self._lock = asyncio.Lock()
         self._clock_offset_ms = 0
-        self._requests: set[asyncio.Task[None]] = set()
         self._lag_ms = self._longest_ms = 0
         self._run_id = ""
 
@@ -128,11 +127,11 @@ class Reconciler:
         self.retention = SessionRetention(
             self.namespace, lambda: self._acting.channels, self.policy
         )
-        self._inbox = Inbox(self.namespace)
+        inbox = Inbox(self.namespace)
         self._acting = Partitions(
             self.namespace,
             self.tail,
-            self._inbox,
+            inbox,
             name=self.name,
             process=self.process,
             lease_seconds=self._lease_seconds,
@@ -146,6 +145,15 @@ class Reconciler:
         )
         self._orders = Orders(self.namespace, acting, tail, self.policy, self.metrics, self._hosts)
         self._forced = Forced(tail, outlook, self._orders, acting, self.policy)
+        self._listener = Listener(
+            self.namespace,
+            inbox,
+            acting,
+            self.housekeeping,
+            self.now_ms,
+            self.hear_of,
+            self.reconcile,
+        )
         await self._set_clock()
         self._run_id = await self._store.run_id()
         return self
@@ -177,13 +185,11 @@ class Reconciler:
             async with clock, asyncio.TaskGroup() as group:
                 for work in (
                     *(acting.keep, acting.open, acting.watch_hosts),
-                    *(self._follow, self._listen, self._reconcile_changes, self._keep_clock),
-                    self._vitals.watch,
+                    *(self._follow, self._listener.listen, self._reconcile_changes),
+                    *(self._keep_clock, self._vitals.watch),
                 ):
                     group.create_task(work(), name=f"reconciler {work.__name__}")
         finally:
-            for request in self._requests:
-                request.cancel()
             await self.release()
 
     async def release(self) -> None:
@@ -283,48 +289,6 @@ class Reconciler:
     def _touch(self, processes: Iterable[str]) -> None:
         self._changed.update(processes)
         self._wake.set()
-
-    async def _listen(self) -> None:
-        """Hears of changed inventories, and of requests."""
-        while True:
-            check_cancelled()
-            try:
-                notes = await self._inbox.wait()
-            except Unavailable:
-                await asyncio.sleep(0.2)
-                continue
-            news = {n.process for _, n in notes if n.process and n.kind == "inventory"}
-            self.hear_of(news)
-            for partition, note in notes:
-                if note.kind in {"reconcile", "archive"} and note.request is not None:
-                    task = asyncio.create_task(self._answer(partition, note))
-                    self._requests.add(task)
-                    task.add_done_callback(self._requests.discard)
-
-    async def _answer(self, partition: int, note: Note) -> None:
-        if note.deadline_ms and self.now_ms() > note.deadline_ms:
-            return
-        assert note.request is not None
-        # Not given back while it is worked on: whoever asked would wait in vain.
-        self._acting.busy[partition] += 1
-        try:
-            if not await self._acting.acts_for(partition):
-                return
-            payload: Any
-            if note.kind == "archive":
-                payload = asdict(await self.housekeeping.keep(partition))
-            else:
-                chosen = [note.process] if note.process else None
-                result = await self.reconcile(chosen, dry_run=note.dry_run, partition=partition)
-                payload = result.as_dict()
-        except (Fenced, *Unavailable):
-            return  # Who asked sees that the lease changed hands, and asks again.
-        except ReconcilerError as error:
-            payload = {"error": str(error)}
-        finally:
-            self._acting.busy[partition] -= 1
-        with contextlib.suppress(*Unavailable):
-            await answer(self.namespace, partition, note.request, encode_message(payload))
 
     async def _reconcile_changes(self) -> None:
         """Runs a pass over what changed, and over what became due meanwhile."""
