@@ -17,14 +17,13 @@ from zlib import crc32
 
 from reconciler.drift import Cause, Drift, DriftItem
 from reconciler.fold import Attempt, FleetState, ProcessState, target_of
-from reconciler.graph import Graph, Refs, circles, graph_of
+from reconciler.graph import Graph, Refs, graph_of
 from reconciler.policy import Policy
+from reconciler.stages import before, stage_of_kind, stages_of
 from store.messages import Action, Inventory
 
 _CORRECTION_STAGE = -1
 """The log is set right first: a ghost that is closed no longer uses anything."""
-_KIND_STAGE = {"session": 0, "runner": 1, "agent": 2}
-_OWNED_STAGE = 3
 ENTRY_STAGE = 1_000_000
 _ANSWER_GRACE_MS = 10_000
 """An order without an outcome this long after its teardown's time limit counts as failed."""
@@ -230,7 +229,7 @@ def _teardowns(
         free=lambda item: item.ref not in staying and free(item), now_ms=now_ms,
     )  # fmt: skip
     everything = going | consequences
-    stages, circle_of = _stages(process, everything, users)
+    stages, circle_of = stages_of(process, everything, users)
     for ref, item in everything.items():
         yield Step(
             Action.TEARDOWN,
@@ -240,7 +239,7 @@ def _teardowns(
             item.reason,
             "orphan",
             stages[ref],
-            _before(process, ref, everything, users),
+            before(process, ref, everything, users),
             consequence=ref in consequences,
             since_ms=item.since_ms,
             cause=item.cause,
@@ -307,73 +306,6 @@ def _without_owner(process: ProcessState, ref: str) -> list[str]:
     return [ref] if len(circle) == 1 else []
 
 
-def _before(
-    process: ProcessState,
-    ref: str,
-    going: Mapping[str, DriftItem],
-    users: Mapping[str, Refs],
-) -> tuple[str, ...]:
-    """What else of the plan must be gone before `ref` may go."""
-    owner = process.resources[ref].owned_by
-    before = [user for user in users.get(ref, ()) if user in going]
-    if owner is not None and owner in going and owner != ref:
-        before.append(owner)
-    return tuple(before)
-
-
-def _stages(
-    process: ProcessState, going: Mapping[str, DriftItem], users: Mapping[str, Refs]
-) -> tuple[dict[str, int], dict[str, set[str]]]:
-    """A stage for each: after its users, after its owner, and not before its kind's turn.
-
-    In a circle there is no order: its members are of one stage, and what hangs on it comes later.
-
-    Returns:
-        The stages, and for each member of a circle the whole circle.
-    """
-    earlier = {ref: _before(process, ref, going, users) for ref in going}
-    before: dict[str, int] = {ref: len(refs) for ref, refs in earlier.items()}
-    after: dict[str, list[str]] = defaultdict(list)
-    for ref, refs in earlier.items():
-        for one in refs:
-            after[one].append(ref)
-    stages = {ref: _KIND_STAGE.get(process.resources[ref].kind, _OWNED_STAGE) for ref in going}
-    free = [ref for ref, count in before.items() if count == 0]
-    while free:
-        ref = free.pop()
-        for following in after[ref]:
-            stages[following] = max(stages[following], stages[ref] + 1)
-            before[following] -= 1
-            if before[following] == 0:
-                free.append(following)
-    tangled = {ref for ref, count in before.items() if count}
-    circle_of: dict[str, set[str]] = {}
-    if tangled:
-        hanging = _hanging(tangled, earlier, after)
-        tangled.difference_update(hanging)
-        stages.update(dict.fromkeys(tangled, max(stages[ref] for ref in tangled)))
-        for ref in hanging:
-            stages[ref] = max(stages[ref], 1 + max(stages[one] for one in earlier[ref]))
-        for circle in circles({ref: after[ref] for ref in tangled}):
-            circle_of.update(dict.fromkeys(circle, circle))
-    return stages, circle_of
-
-
-def _hanging(
-    tangled: set[str], earlier: Mapping[str, Sequence[str]], after: Mapping[str, list[str]]
-) -> list[str]:
-    """What comes after circles without being in one, or between two; in the order of teardown."""
-    following = {ref: sum(one in tangled for one in after.get(ref, ())) for ref in tangled}
-    ends = [ref for ref, count in following.items() if count == 0]
-    for ref in ends:  # It grows meanwhile.
-        for one in earlier[ref]:
-            if one in following:
-                following[one] -= 1
-                if following[one] == 0:
-                    ends.append(one)
-    return ends[::-1]
-
-
 def _corrections(ready: list[DriftItem], policy: Policy) -> Iterator[Step]:
     """Ghosts are closed in the log; untracked resources are adopted or torn down, by policy."""
     for item in ready:
@@ -386,7 +318,7 @@ def _corrections(ready: list[DriftItem], policy: Policy) -> Iterator[Step]:
             action = Action.ADOPT
         else:
             action = Action.TEARDOWN
-            stage = _KIND_STAGE.get(item.ref.partition("/")[0], _OWNED_STAGE)
+            stage = stage_of_kind(item.ref.partition("/")[0])
         yield Step(
             action, item.process, item.ref, item.seq, item.reason, item.sort, stage,
             cause=item.cause,
