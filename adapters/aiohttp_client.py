@@ -202,8 +202,13 @@ class HttpClients(Owned[aiohttp.ClientSession]):
     # --- sessions that the service makes itself ---------------------------------------------------
 
     def _made_elsewhere(self, note: Creation) -> None:
-        if note.sort == "http_session" and not self._making and not self.closed:
-            self._take_in(note, note.object)
+        if note.sort != "http_session" or self._making or self.closed:
+            return
+        session = note.object
+        if self._host is None:
+            self._take_in(note, session)
+        else:  # It may be another thread than the host's.
+            self._host.call(self._take_in, note, session)
 
     def _take_in(self, note: Creation, session: aiohttp.ClientSession) -> None:
         if session.closed or any(session is held for held in self._registry.values()):

@@ -20,6 +20,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapters import heap
+from adapters.logs import get_logger
+
+log = get_logger("adapters.creation")
 
 DROPPED_KEPT = 1024
 """Notes of objects that were dropped unclosed, at the most."""
@@ -45,7 +48,6 @@ class Creation:
         type: name of its class.
         number: in order of creation.
         site: `file:line in function`; empty where it was not traced.
-        older: it was there before anybody watched, whatever its number.
         older: it was there before anybody watched, whatever its number.
         closed: one of its closing methods was called.
         remains: of a runner: its attributes, to close in its place what it held.
@@ -180,8 +182,12 @@ class Creations:
             note.remains = dict(vars(made))
         note.weak = weakref.ref(made, lambda _: self._collected(key, note))
         self._notes[key] = note
-        for listener in self._listeners:
-            listener(note)
+        for listener in list(self._listeners):
+            # Within a constructor of the service, perhaps in a thread of its own: it must not fail.
+            try:
+                listener(note)
+            except Exception:
+                log.exception("a creation could not be noted", sort=sort, type=note.type)
 
     def _collected(self, key: int, note: Creation) -> None:
         if self._notes.get(key) is note:

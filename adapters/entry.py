@@ -35,6 +35,7 @@ class Entry:
         in_use: acquired by how many, through the host.
         held: acquired by how many besides, by the service's own count.
         mark: of its last use, as its registry's `used` tells it.
+        kept_until: somebody asked for a stay until then, by the monotonic clock in s; 0 is nobody.
         terminating: the order that is ending it, or empty.
         heir: the entry of the same object after the service took it out of its registry unclosed.
         origin: the request that made it, where somebody said.
@@ -50,6 +51,7 @@ class Entry:
     in_use: int = 0
     held: int = 0
     mark: Any = None
+    kept_until: float = 0.0
     terminating: str = ""
     heir: Entry | None = None
     origin: Origin | None = None

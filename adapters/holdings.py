@@ -10,16 +10,21 @@ it" costs one look when an order is checked.
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, TypeVar
 
 from adapters.entry import Entry, Use, current_order
 from adapters.inventory import InventoryBook
+from adapters.logs import get_logger
 from adapters.recorder import Recorder, origin
 from adapters.registry import Findings, Index, Registry, Teardown
 from store.errors import NotAlive
 from store.event import Scalar
 from store.messages import IndexEntry
+
+log = get_logger("adapters.holdings")
 
 R = TypeVar("R", Registry, Index)
 
@@ -80,7 +85,7 @@ class Holdings:
                 raise ValueError(f"there is an index named {registry.name} already")
             self.indexes[registry.name] = registry
             registry.host = self
-            registry.rescan()
+            registry.note(registry.rescan)
         else:
             self.registries.append(registry)
             registry.host = self
@@ -89,7 +94,8 @@ class Holdings:
                 if isinstance(registry, Findings):
                     self.stray_added(registry, key)
                 else:
-                    self.entry_added(registry, key, value, type="adopted")
+                    adopt = functools.partial(self.entry_added, type="adopted")
+                    registry.note(adopt, registry, key, value)
         self._observed()
         return registry
 
@@ -190,6 +196,7 @@ class Holdings:
         if not seconds > 0:
             raise ValueError("keep_alive takes more than 0 seconds")
         entry = self._alive(ref)
+        entry.kept_until = max(entry.kept_until, time.monotonic() + seconds)
         entry.seq = self.recorder.record("reused", ref, attrs={"keep_alive_s": float(seconds)})
 
     def _alive(self, ref: str) -> Entry:
@@ -372,10 +379,10 @@ class Holdings:
         attrs: dict[str, Scalar] = {"in_use": entry.holders} if entry.holders else {}
         if entry.ref in self.unowned:
             attrs["awaits_owner"] = True
-        registry = entry.registry
-        if registry is not None and registry.user is not None:
-            user = registry.user(registry.id(entry.key), entry.obj)
-            attrs |= {} if user is None else {"user": str(user)}
+        if (user := _user_of(entry)) is not None:
+            attrs["user"] = user
+        if entry.kept_until and (stay := entry.kept_until - time.monotonic()) > 0:
+            attrs["keep_alive_s"] = stay
         entry.seq = self.recorder.record(
             type,
             entry.ref,
@@ -418,6 +425,19 @@ class Holdings:
         return self.entry_added(
             found.registry, found.key, found.obj, type="adopted", order_id=order_id
         )
+
+
+def _user_of(entry: Entry) -> str | None:
+    """Whose it is, where the service says so; what its function raises costs no more than that."""
+    registry = entry.registry
+    if registry is None or registry.user is None:
+        return None
+    try:
+        user = registry.user(registry.id(entry.key), entry.obj)
+        return None if user is None else str(user)
+    except Exception:
+        log.exception("whose a resource is could not be told", ref=entry.ref)
+        return None
 
 
 def _identity(value: Any) -> str:

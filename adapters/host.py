@@ -14,7 +14,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,6 +43,7 @@ log = get_logger("adapters.host")
 LEASE_SECONDS = 15.0
 _RESCAN_SECONDS = 1.0
 _STOP_SECONDS = 5.0
+_GO_ON_SECONDS = 1.0
 
 
 class Host(Holdings):
@@ -166,7 +167,8 @@ class Host(Holdings):
             raise
         sender = self._sender
         for work in (sender.send, sender.guard, sender.inherit, self._receive, self._renew):
-            task = asyncio.create_task(work(), name=f"agent-reconciler {work.__name__}")
+            name = f"agent-reconciler {work.__name__}"
+            task = asyncio.create_task(_going_on(work, name), name=name)
             self._tasks.append(task)
         return self
 
@@ -385,6 +387,16 @@ class Host(Holdings):
                 await self._sender.beat()
             except AWAY:
                 next_beat = time.monotonic()
+
+
+async def _going_on(work: Callable[[], Awaitable[None]], name: str) -> None:
+    """Does the work of a task to its end; what nobody expected is said, and does not end it."""
+    while True:
+        try:
+            return await work()
+        except Exception:
+            log.exception("a task of the host failed; it goes on", task=name)
+            await asyncio.sleep(_GO_ON_SECONDS)
 
 
 def restore(owner: Any, attribute: str, host: Host) -> None:

@@ -31,10 +31,16 @@ BATCH = 500
 BATCH_BYTES = 1 << 20
 OUTBOX_LIMIT = 50_000
 """Events that wait in memory at the most, unless told otherwise."""
+READ_TRIES = 5
+"""Reads of the spill file that may fail one after the other, before what is in it counts as damaged."""
 KEPT_EVENTS = 20_000
 KEPT_BYTES = 8 << 20
 _EVENT_BYTES = 512
 _OVERHEAD = 64  # what Python needs for a bytes object and its place in a deque
+
+
+class SpillUnreadable(ReconcilerError):
+    """The spill file cannot be read now. It is tried again, `READ_TRIES` times."""
 
 
 class Forgotten(ReconcilerError):
@@ -85,6 +91,7 @@ class Outbox:
         self._file_last = 0  # seq of the last event in the file
         self._file = asyncio.Lock()
         self._spilling = False
+        self._unread = 0  # reads of the file that failed, one after the other
 
     def __len__(self) -> int:
         """Events not acknowledged."""
@@ -335,7 +342,11 @@ class Outbox:
         self.problem = error.strerror or str(error)
 
     async def load(self) -> None:
-        """Reads the next events from the spill file, so that `batch` has them."""
+        """Reads the next events from the spill file, so that `batch` has them.
+
+        Raises:
+            SpillUnreadable: it cannot be read now.
+        """
         async with self._file:
             if self._spill is None:
                 return
@@ -343,8 +354,17 @@ class Outbox:
             try:
                 found = await _in_thread(self._spill.read, BATCH)
             except OSError as error:
-                log.error("the spill file cannot be read", process=self.process, error=str(error))
+                self._unread += 1
+                if self._unread < READ_TRIES:
+                    raise SpillUnreadable(
+                        f"the spill file {self._spill.path} cannot be read now: {error}"
+                    ) from error
+                log.error(
+                    "the spill file cannot be read, its events are given up",
+                    path=str(self._spill.path), process=self.process, error=str(error),
+                )  # fmt: skip
                 found = []
+            self._unread = 0
             if self._spill.skipped > skipped:
                 log.error(
                     "the spill file is torn or damaged; the events before and after are sent",

@@ -43,7 +43,8 @@ class ObservedDict(dict[Any, Any]):
     def _replaced(self, key: Any, old: Any, new: Any) -> None: ...
     def _removed(self, key: Any, value: Any) -> None: ...
 
-    def _note(self, note: Callable[..., None], *args: Any) -> None:
+    def note(self, note: Callable[..., object], *args: Any) -> None:
+        """Calls what notes a change; the service does not hear of it when that fails."""
         try:
             note(*args)
         except Exception:
@@ -60,32 +61,32 @@ class ObservedDict(dict[Any, Any]):
         old = self.get(key, _MISSING)
         super().__setitem__(key, value)
         if old is _MISSING:
-            self._note(self._added, key, value)
+            self.note(self._added, key, value)
         else:
-            self._note(self._replaced, key, old, value)
+            self.note(self._replaced, key, old, value)
 
     def __delitem__(self, key: Any) -> None:
         old = self.get(key, _MISSING)
         super().__delitem__(key)
-        self._note(self._removed, key, old)
+        self.note(self._removed, key, old)
 
     def pop(self, key: Any, *default: Any) -> Any:
         size = len(self)
         value = super().pop(key, *default)
         if len(self) < size:
-            self._note(self._removed, key, value)
+            self.note(self._removed, key, value)
         return value
 
     def popitem(self) -> tuple[Any, Any]:
         key, value = super().popitem()
-        self._note(self._removed, key, value)
+        self.note(self._removed, key, value)
         return key, value
 
     def clear(self) -> None:
         items = list(self.items())
         super().clear()
         for key, value in items:
-            self._note(self._removed, key, value)
+            self.note(self._removed, key, value)
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
         if key not in self:
@@ -96,9 +97,18 @@ class ObservedDict(dict[Any, Any]):
         for key, value in dict(*args, **kwargs).items():
             self[key] = value
 
-    def __ior__(self, other: Any) -> ObservedDict:  # type: ignore[misc]
+    def __ior__(self, other: Any) -> ObservedDict:
         self.update(other)
         return self
+
+    def copy(self) -> dict[Any, Any]:
+        return self.plain()
+
+    def __or__(self, other: Any) -> Any:
+        return self.plain() | other
+
+    def __ror__(self, other: Any) -> Any:
+        return other | self.plain()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # A copy, shallow or deep, and a pickle are of the content: a second observer of the same

@@ -23,7 +23,7 @@ from adapters.inventory import InventoryBook
 from adapters.leftovers import send_left_behind
 from adapters.logs import get_logger
 from adapters.metrics import HostMetrics
-from adapters.outbox import OUTBOX_LIMIT, Forgotten, Outbox
+from adapters.outbox import OUTBOX_LIMIT, Forgotten, Outbox, SpillUnreadable
 from adapters.recorder import Recorder
 from adapters.spill import SPILL_LIMIT
 from store.channel import HostChannel
@@ -47,7 +47,9 @@ _SPILL_RETRY = 5.0
 
 AWAY: tuple[type[Exception], ...] = (*Unavailable, RedisError, NotConfirmed)
 """What says that it may be tried again later: whatever a server says, a host never gives up."""
-CANNOT_SEND: tuple[type[Exception], ...] = (*AWAY, TimeoutError, Fenced, SequenceGap)
+CANNOT_SEND: tuple[type[Exception], ...] = (
+    *AWAY, TimeoutError, Fenced, SequenceGap, SpillUnreadable,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,7 @@ class Sender:
     async def send(self) -> None:
         """Sends what has gathered, again and again, while there is something."""
         retry = RETRY_FIRST
+        self._wake.set()  # It may begin again, where something unexpected had ended it.
         while True:
             check_cancelled()
             await self._wake.wait()
@@ -181,6 +184,10 @@ class Sender:
                 await self.drain()
                 self.set_connected(True)
                 retry = RETRY_FIRST
+            except SpillUnreadable as error:
+                log.error("events wait in the spill file", error=str(error))
+                self._wake.set()
+                await asyncio.sleep(_SPILL_RETRY)
             except AWAY as error:
                 self.set_connected(False, error)
                 self._wake.set()

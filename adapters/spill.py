@@ -158,17 +158,22 @@ class SpillFile:
         """The next events, (seq, payload), at most `count`; empty at the end.
 
         Damaged stretches are passed over and counted in `skipped`.
+
+        Raises:
+            OSError: it cannot be read now; nothing was passed over.
         """
         found: list[tuple[int, bytes]] = []
-        while len(found) < count and self._read_at < self._end:
-            record = self._record(self._read_at)
+        at, skipped = self._read_at, self.skipped
+        while len(found) < count and at < self._end:
+            record = self._record(at)
             if record is None:
-                following = self._next_record(self._read_at + 1)
-                self.skipped += following - self._read_at
-                self._read_at = following
+                following = self._next_record(at + 1)
+                skipped += following - at
+                at = following
                 continue
             found.append(record)
-            self._read_at += _HEAD.size + len(record[1])
+            at += _HEAD.size + len(record[1])
+        self._read_at, self.skipped = at, skipped
         return found
 
     def _record(self, at: int) -> tuple[int, bytes] | None:

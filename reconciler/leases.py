@@ -11,6 +11,7 @@ that the shares of the others have grown by the time there is something to take.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -97,13 +98,14 @@ class Leases:
         change = await self.renew()
         if change.unreached and not change.reached:
             return change
-        try:
-            self.workers = await join(self._namespace, self._worker, self._forgotten_ms)
-        except Unavailable:
-            if not self._namespace.store.is_cluster:
-                raise
-            # The node with the list is away: the shares stay as they were.
-            return change
+        # From here on what was renewed, or lost, is known, and must be heard of. Where Redis goes away
+        # now, or in a cluster the node with the list of workers, the shares stay as they were.
+        with contextlib.suppress(*Unavailable):
+            await self._even_out(change, busy)
+        return change
+
+    async def _even_out(self, change: Change, busy: Collection[int]) -> None:
+        self.workers = await join(self._namespace, self._worker, self._forgotten_ms)
         too_many = len(self.held) - self.share
         if too_many > 0:
             idle = [partition for partition in sorted(self.held) if partition not in busy]
@@ -111,7 +113,6 @@ class Leases:
         elif too_many < 0:
             others = [p for p in self._namespace.all_partitions() if p not in self.held]
             await self._take(others, -too_many, change)
-        return change
 
     async def renew(self) -> Change:
         """Renews what is held, and nothing else.

@@ -16,12 +16,13 @@ from contextlib import asynccontextmanager
 from math import inf
 
 import structlog
+from redis.exceptions import RedisError
 
 from reconciler.leases import LOOK, Change, Leases
 from reconciler.metrics import Metrics
 from reconciler.tail import Tail
 from store.channel import WorkerChannel, lapsed_hosts
-from store.errors import Fenced, SequenceGap
+from store.errors import Fenced, ReconcilerError, SequenceGap
 from store.event import EventRow, process_id
 from store.inbox import Inbox
 from store.lease import Lease
@@ -36,6 +37,7 @@ _HOSTS_RETURN_SECONDS = 6.0
 lost."""
 _UNWATCHED_SECONDS = 3.0
 _AGAIN_SECONDS = 0.2
+_UNREAD_SECONDS = 3.0
 
 Touch = Callable[[Iterable[str]], None]
 
@@ -85,6 +87,7 @@ class Partitions:
         self._forget = forget
         self._opening: dict[int, Lease] = {}
         self._paused: dict[int, WorkerChannel] = {}
+        self._unread: dict[int, str] = {}
         self._gained = asyncio.Event()
         self._opened = asyncio.Event()
         self._changing = asyncio.Lock()
@@ -104,6 +107,8 @@ class Partitions:
 
     def unready(self) -> str | None:
         """Why it does not act for its share; None when it does."""
+        if unread := next(iter(self._unread.items()), None):
+            return f"the log of partition {unread[0]} cannot be read: {unread[1]}"
         if self._opening or not self._looked:
             return "the log has not been read to its end yet"
         silent = time.monotonic() - self._looked_at
@@ -173,6 +178,7 @@ class Partitions:
     def _stop(self, partition: int) -> None:
         self.channels.pop(partition, None)
         self._opening.pop(partition, None)
+        self._unread.pop(partition, None)
         self._paused.pop(partition, None)
         of = {p: self._namespace.partition_of(p) for p in self._tail.state.processes}
         self._tail.drop([partition])
@@ -195,15 +201,22 @@ class Partitions:
 
         Raises:
             Unavailable: Redis is away; what was not read yet is read next time.
+            ArchiveError, HistoryDropped, RedisError: the log of a partition cannot be read; the others
+                were, and it is tried again next time.
         """
-        away: Exception | None = None
+        failed: Exception | None = None
         for partition, lease in list(self._opening.items()):
             try:
                 await self._inbox.open([*self.channels, partition])
                 await self._tail.add([partition])
             except Unavailable as error:
-                away = error
+                failed = error
                 continue
+            except (ReconcilerError, RedisError) as error:
+                failed = error
+                self._unread[partition] = str(error)
+                continue
+            self._unread.pop(partition, None)
             if self._opening.get(partition) is not lease:
                 continue  # It was lost, or taken anew, while the log was read.
             del self._opening[partition]
@@ -219,8 +232,8 @@ class Partitions:
             )  # fmt: skip
         self._opened.set()
         self._opened.clear()
-        if away is not None:
-            raise away
+        if failed is not None:
+            raise failed
 
     async def acts_for(self, partition: int) -> bool:
         """Whether it acts for a partition, once what it is reading has been read."""
@@ -287,6 +300,10 @@ class Partitions:
                 log.warning("log not read: Redis is away", error=str(error))
                 self._gained.set()
                 await asyncio.sleep(_AGAIN_SECONDS)
+            except (ReconcilerError, RedisError) as error:
+                # The other partitions are acted for meanwhile; /readyz says it too.
+                log.error("a partition cannot be opened, it is tried again", error=str(error))
+                asyncio.get_running_loop().call_later(_UNREAD_SECONDS, self._gained.set)
 
     async def watch_hosts(self) -> None:
         """Closes processes whose own lease has lapsed, for ever."""
@@ -316,7 +333,11 @@ class Partitions:
             reason="its lease lapsed: the process was not heard of in time",
             attrs={"last_seq": known.seq} if known is not None else None,
         )  # fmt: skip
-        with contextlib.suppress(Fenced):
+        partition = channel.lease.partition
+        try:
             if await channel.close_lost(process, event):
                 self._metrics.lost.inc()
                 log.warning("process lost", process=process)
+        except Fenced as error:
+            if self.channels.get(partition) is channel:
+                self.lose(partition, str(error))

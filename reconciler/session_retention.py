@@ -64,6 +64,7 @@ class SessionRetention:
         self._namespace = namespace
         self._channels = channels
         self._looking = asyncio.Lock()
+        self._said: set[tuple[str, str]] = set()
         seconds = policy.session_retention
         self._retention_ms = None if seconds is None else round(seconds * 1000)
 
@@ -119,10 +120,27 @@ class SessionRetention:
             for member in due:
                 if self._channels().get(channel.lease.partition) is not channel:
                     raise Fenced(f"partition {channel.lease.partition} was given up meanwhile")
-                gone = await self._end(app, member, channel.lease, archive)
+                try:
+                    gone = await self._end(app, member, channel.lease, archive)
+                except ArchiveError as error:
+                    if archive is not None:
+                        await asyncio.to_thread(archive.try_writing)
+                    # Others can be archived: what is wrong is with this one.
+                    self._say_once(app, member, error)
+                    gone = False
                 staying += not gone
             if not due and len(ended) < _AT_ONCE:
                 return
+
+    def _say_once(self, app: str, member: str, error: ArchiveError) -> None:
+        if (app, member) not in self._said:
+            log.error(
+                "a conversation cannot be archived: it stays",
+                app=app,
+                member=member,
+                error=str(error),
+            )
+            self._said = {*self._said, (app, member)} if len(self._said) < _AT_ONCE else set()
 
     async def _end(self, app: str, member: str, lease: Lease, archive: Archive | None) -> bool:
         """Ends one conversation; False when it stays."""

@@ -13,6 +13,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
+from redis.exceptions import RedisError
 
 from store.connection import BLOCK_MS
 from store.errors import MalformedEntry, SequenceGap
@@ -117,7 +118,7 @@ class HostChannel:
         orders = [order for order in orders if self._is_new(order)]
         if orders:
             # What was read is done with: the stream stays short. If that fails now, the next one does.
-            with contextlib.suppress(*Unavailable):
+            with contextlib.suppress(RedisError, *Unavailable):
                 await self._namespace.store.redis.xtrim(
                     key, minid=self._orders_read, approximate=True
                 )

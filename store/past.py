@@ -9,8 +9,11 @@ the archive was off is simply not there.
 from __future__ import annotations
 
 import asyncio
+import threading
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from store.archive import Archive, open_archives
 from store.errors import ArchiveError
@@ -23,13 +26,18 @@ from store.segment import Index
 
 @dataclass(slots=True)
 class _Shelf:
-    """What is known of the archived part of one partition."""
+    """What is known of the archived part of one partition.
+
+    Segments are read in threads, which a cancellation does not end: `reading` is held by the one that
+    uses the index and the block at hand.
+    """
 
     covered: Covered = field(default_factory=Covered)
     segments: list[tuple[Key, Key, Archive, str]] = field(default_factory=list)
     index: Index | None = None
     block: int = -1
     entries: list[RawEntry] = field(default_factory=list)
+    reading: threading.Lock = field(default_factory=threading.Lock)
 
 
 def _key(entry: RawEntry) -> Key:
@@ -67,7 +75,7 @@ class Past:
         shelf = self._shelves.setdefault(partition, _Shelf())
         high = min(highest(until), id_key(shelf.covered.trimmed))
         await self._find(partition, shelf)
-        return await asyncio.to_thread(self._forward, shelf, id_key(after), high, count)
+        return await self._in_thread(self._forward, shelf, id_key(after), high, count)
 
     async def backward(self, partition: int, until: str, count: int) -> list[RawEntry]:
         """Up to `count` trimmed entries up to and including `until`, latest first.
@@ -78,7 +86,16 @@ class Past:
         shelf = self._shelves.setdefault(partition, _Shelf())
         high = min(highest(until), id_key(shelf.covered.trimmed))
         await self._find(partition, shelf)
-        return await asyncio.to_thread(self._backward, shelf, high, count)
+        return await self._in_thread(self._backward, shelf, high, count)
+
+    async def _in_thread(
+        self, read: Callable[..., list[RawEntry]], shelf: _Shelf, *args: Any
+    ) -> list[RawEntry]:
+        def alone() -> list[RawEntry]:
+            with shelf.reading:
+                return read(shelf, *args)
+
+        return await asyncio.to_thread(alone)
 
     async def _find(self, partition: int, shelf: _Shelf) -> None:
         """Lists the segments, unless those known go as far as was trimmed."""

@@ -19,6 +19,12 @@ local function note_end(ended, now, note)
   redis.call('PEXPIRE', ended, WAIT_FOR_WORKER_MS)
 end
 
+-- The same for one that expired. Its last use tells it from another of its name that expired before.
+local function note_expired(ended, now, used, member)
+  local last = tonumber(redis.call('ZSCORE', used, member) or '0')
+  note_end(ended, now, cjson.encode({member = member, reason = 'ttl', used_ms = last}))
+end
+
 -- A list of names goes when all it names has expired, and `grace` ms after that.
 local function set_life(list, longest, grace)
   if longest == 'inf' then
@@ -37,9 +43,9 @@ end
 local function forget_expired(now, sessions, used, ended)
   local expired = redis.call('ZRANGEBYSCORE', sessions, '-inf', whole(now - 1000), 'LIMIT', 0, 1000)
   for _, member in ipairs(expired) do
+    note_expired(ended, now, used, member)
     redis.call('ZREM', sessions, member)
     redis.call('ZREM', used, member)
-    note_end(ended, now, cjson.encode({member = member, reason = 'ttl'}))
   end
   local longest = longest_of(sessions)
   set_life(sessions, longest, WAIT_FOR_WORKER_MS)

@@ -12,7 +12,7 @@ if not before then
   local now = now_ms()
   -- One of that name expired, and nobody has said so yet.
   if redis.call('ZSCORE', KEYS[6], ARGV[2]) then
-    note_end(KEYS[9], now, cjson.encode({member = ARGV[2], reason = 'ttl'}))
+    note_expired(KEYS[9], now, KEYS[8], ARGV[2])
   end
   redis.call('HSET', KEYS[1], 'incarnation', ARGV[1], 'last', '0-0', 'bytes', '0', 'ttl', '0',
     'user', ARGV[4], 'id', ARGV[5], 'at', ARGV[6])

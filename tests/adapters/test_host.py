@@ -261,6 +261,27 @@ class TestBehindItsBack:
             await eventually(renewed)
 
 
+class TestGoingOn:
+    async def test_a_task_that_fails_goes_on(
+        self, host: Host, log: EventLog, monkeypatch: pytest.MonkeyPatch
+    ):
+        """What nobody expected in the task that sends is said, and does not end it."""
+        monkeypatch.setattr("adapters.host._GO_ON_SECONDS", 0.01)
+        batch, failed = host.recorder.outbox.batch, []
+
+        def fails_once() -> tuple[int, list[bytes]]:
+            if not failed:
+                failed.append(True)
+                raise LookupError("not expected")
+            return batch()
+
+        monkeypatch.setattr(host.recorder.outbox, "batch", fails_once)
+        host.record("created", "session/s")
+        await settled(host)
+        assert failed
+        assert "session/s" in (await process_of(log, host)).resources
+
+
 class TestRedisAway:
     """The service goes on; nothing is lost, nothing doubled."""
 
@@ -365,6 +386,37 @@ class TestFenced:
             return inventory is not None and inventory.held == {"session/s"}
 
         await eventually(seen)
+
+    async def test_what_the_service_cannot_say_then(
+        self, host: Host, store: Store, namespace: str, log: EventLog
+    ):
+        """A function of the service that raises costs what it would have said, and nothing else."""
+        sessions = host.registry("session", user=lambda _, session: session["user"])
+        sessions["bare"], sessions["whole"] = {"user": "ann"}, {"user": "bob"}
+        await settled(host)
+        before = host.process
+        del sessions["bare"]["user"]
+        await lose(store, namespace, before)
+        host.entry_used("session/whole")
+        await eventually(lambda: host.process != before)
+        found = (await process_of(log, host)).resources
+        assert {ref: one.user for ref, one in found.items()} == {
+            "session/bare": None,
+            "session/whole": "bob",
+        }
+
+    async def test_a_stay_goes_on(self, host: Host, store: Store, namespace: str, log: EventLog):
+        """What is left of a stay that was asked for is asked for again."""
+        host.registry("session", {"s": 1, "t": 2})
+        host.keep_alive("session/s", 900)
+        asked = (await process_of(log, host)).resources["session/s"].keep_until_ms
+        before = host.process
+        await lose(store, namespace, before)
+        host.entry_used("session/t")
+        await eventually(lambda: host.process != before)
+        found = (await process_of(log, host)).resources
+        assert abs(found["session/s"].keep_until_ms - asked) < 5000
+        assert found["session/t"].keep_until_ms == 0
 
     async def test_found_out_by_its_heartbeat(self, store: Store, namespace: str, log: EventLog):
         """A host in which nothing happens finds out, too; it becomes one new process, not several."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adapters import outbox as outbox_module
-from adapters.outbox import BATCH, Forgotten, Outbox
+from adapters.outbox import BATCH, READ_TRIES, Forgotten, Outbox, SpillUnreadable
 from adapters.recorder import Recorder
 from adapters.spill import NotASpillFile, SpillFile, spill_files
 from store.event import NO_DIGEST, chain, decode_row, split_digest
@@ -245,6 +245,53 @@ class TestDamage:
         fill(one, 10)
         assert check_chain(await drained(one.outbox)) == 100
         assert 1 <= one.outbox.damaged <= 3
+
+    @pytest.mark.parametrize("failures", [1, READ_TRIES - 1])
+    async def test_that_cannot_be_read_for_now(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+    ):
+        """A read that fails passes nothing over: it is tried again, and every event is sent."""
+        one = recorder(limit=100)
+        await one.outbox.open_spill(tmp_path)
+        fill(one, 90)
+        await one.outbox.relieve(wholly=True)
+        left, pread = failures, os.pread
+
+        def fails(fd: int, count: int, at: int) -> bytes:
+            nonlocal left
+            if left and at > 3000:
+                left -= 1
+                raise OSError(errno.EIO, "Input/output error")
+            return pread(fd, count, at)
+
+        monkeypatch.setattr(os, "pread", fails)
+        for _ in range(failures):
+            with pytest.raises(SpillUnreadable, match="cannot be read now"):
+                await one.outbox.load()
+        assert check_chain(await drained(one.outbox)) == 90
+        assert one.outbox.damaged == 0
+
+    async def test_that_cannot_be_read_at_all(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """In the end its events are given up and stood in for, so that those after them are sent."""
+        one = recorder(limit=100)
+        await one.outbox.open_spill(tmp_path)
+        fill(one, 90)
+        await one.outbox.relieve(wholly=True)
+
+        def fails(*_: int) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "pread", fails)
+            for _ in range(READ_TRIES - 1):
+                with pytest.raises(SpillUnreadable):
+                    await one.outbox.load()
+            await one.outbox.load()
+        fill(one, 5)
+        assert check_chain(await drained(one.outbox)) == 95
+        assert one.outbox.damaged == 90
 
     @pytest.mark.parametrize("cut", [1, 10, 25])
     def test_torn_record(self, tmp_path: Path, cut: int):

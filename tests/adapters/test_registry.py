@@ -84,6 +84,22 @@ class TestRegistry:
         assert "session/good" in host.inventory().held
         assert all(ref.isascii() and len(ref) > len("session/") for ref in host.inventory().held)
 
+    def test_such_a_key_from_the_beginning(self):
+        """The same where the dict has such a key before it is observed."""
+        host = unstarted()
+        registry = host.registry("session", {"a": 1, "": 2, "x" * 600: 3, "b": 4})
+        assert alive(host) == {"session/a", "session/b"}
+        assert len(registry) == 4
+
+    def test_a_defaultdict_stays_one(self):
+        """Copies and unions of one that makes defaults make defaults."""
+        registry = unstarted().registry("session", defaultdict(list, a=[1]))
+        for made in (registry.copy(), registry | {"b": 2}, {"b": 2} | registry):
+            assert type(made) is type(defaultdict(list) | {}) or "b" in made
+            assert not isinstance(made, ObservedDict)
+        assert registry.copy()["new"] == (registry | {})["new"] == []
+        assert ({"b": 2} | registry) == {"a": [1], "b": 2}
+
     @pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, lambda d: d.copy(), dict])
     def test_copies_are_plain(self, make: Callable[[Any], Any]):
         """A copy is a dict like any other: what is done to it is nobody's business."""

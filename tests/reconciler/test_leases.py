@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from redis.exceptions import ConnectionError as RedisConnectionError
+
 from reconciler import Reconciler
 from reconciler.leases import Leases, share
 from store import Store, connect
@@ -111,6 +113,23 @@ class TestLook:
         await space.store.redis.set(key, token)
         change = await first.look()
         assert [(lease.partition, lease.epoch) for lease in change.gained] == [(3, 3)]
+
+    async def test_redis_goes_away_half_way(
+        self, space: Namespace, two: tuple[Leases, Leases], monkeypatch: pytest.MonkeyPatch
+    ):
+        """What was renewed before Redis went away is heard of: a lease with a new epoch is gained."""
+        first, _ = two
+        await looked(first)
+        await space.store.redis.delete(space.keys.partition(3).lease)
+
+        async def away(*_: object) -> list[str]:
+            raise RedisConnectionError("away")
+
+        with monkeypatch.context() as failing:
+            failing.setattr("reconciler.leases.join", away)
+            change = await first.look()
+        assert [(lease.partition, lease.epoch) for lease in change.gained] == [(3, 2)]
+        assert first.held[3].epoch == 2
 
     async def test_take_free(self, two: tuple[Leases, Leases]):
         """A command takes what is free of what it needs, and is no worker that others share with."""

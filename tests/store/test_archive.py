@@ -225,6 +225,32 @@ async def _killed(*_: object, **__: object) -> None:
     raise asyncio.CancelledError
 
 
+class TestReaders:
+    """Several at once, of one log."""
+
+    async def test_each_reads_what_is_there(self, story: Story, tmp_path: Path):
+        """Tasks that read different stretches of the archive by one EventLog do not mix them up."""
+        for _ in range(4):
+            await story.write(1500)
+            await story.archive(tmp_path)
+        log = EventLog(story.store, story.namespace)
+        whole = [entry async for page in log.raw_pages(0) for entry in page]
+        stretches = [slice(at, at + 1200) for at in range(1, 4000, 500)]
+
+        async def read(stretch: slice) -> list[object]:
+            after, until = whole[stretch.start - 1][0], whole[stretch.stop - 1][0]
+            return [
+                entry
+                async for page in log.raw_pages(0, after.decode(), until.decode())
+                for entry in page
+            ]
+
+        for _ in range(3):
+            found = await asyncio.gather(*map(read, stretches))
+            assert [len(some) for some in found] == [1200] * len(stretches)
+            assert found == [whole[stretch] for stretch in stretches]
+
+
 class TestOff:
     """`archive: off`: the operator wants old entries dropped."""
 

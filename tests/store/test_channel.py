@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from store import EventLog, Fenced, Order, SequenceGap, Store
 from store.channel import HostChannel, WorkerChannel
@@ -412,3 +413,18 @@ class TestInbox:
     async def test_nobody_answers(self, space: Namespace):
         """A request that nobody answers ends with None after its time."""
         assert await ask(space, 0, Note("reconcile"), 0.05) is None
+
+
+async def test_a_stream_of_orders_that_cannot_be_trimmed(
+    space: Namespace, host_end: HostChannel, store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    """Orders that were read are given, whatever becomes of the stream they were in."""
+    await store.redis.xadd(
+        space.partition_keys(PROCESS).orders(PROCESS), {"o": encode_message(order(1))}
+    )
+
+    async def refused(*_: object, **__: object) -> None:
+        raise ResponseError("MISCONF Redis cannot write to its disk")
+
+    monkeypatch.setattr(store.redis, "xtrim", refused)
+    assert [one.id for one in await host_end.orders(block_ms=10)] == ["o-1"]
