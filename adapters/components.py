@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from adapters.component import Component, ComponentError
 from adapters.host import Host
-from adapters.logs import get_logger
+from store.logs import get_logger
 
 __all__ = ["ComponentError", "Components"]
 

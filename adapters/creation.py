@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapters import heap
-from adapters.logs import get_logger
+from store.logs import get_logger
 
 log = get_logger("adapters.creation")
 

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.trace import Span, SpanKind
 
 from adapters.entry import Entry, current_order
-from adapters.logs import get_logger
 from store.event import Scalar
+from store.logs import get_logger
 from store.messages import Action, Order
 from store.tracing import context_of, failed, tracer
 
@@ -138,9 +138,11 @@ class Executor:
         except Exception as error:
             # A function of the service raised: that ends this order, not those after it.
             reason = str(error) or type(error).__name__
+            ours = isinstance(error, _NoEnd | _NotSaved)
             log.warning(
                 "order failed",
-                action=order.action, ref=order.ref, order_id=order.id, reason=reason,
+                action=str(order.action), ref=order.ref, order_id=order.id, reason=reason,
+                exc_info=None if ours else error,
             )  # fmt: skip
             self._outcome("cleanup_failed", order, reason)
             if isinstance(error, _NoEnd):

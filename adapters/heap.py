@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-from adapters.logs import get_logger
+from store.logs import get_logger
 
 log = get_logger("adapters.heap")
 

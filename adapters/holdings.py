@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 
 from adapters.entry import Entry, Use, current_order
 from adapters.inventory import InventoryBook
-from adapters.logs import get_logger
 from adapters.recorder import Recorder, origin
 from adapters.registry import Findings, Index, Registry, Teardown
 from store.errors import NotAlive
-from store.event import Scalar
+from store.event import Scalar, check_ref
+from store.logs import get_logger
 from store.messages import IndexEntry
 
 log = get_logger("adapters.holdings")
@@ -62,6 +62,7 @@ class Holdings:
         self.handlers: dict[str, Teardown] = {}
         self.unowned: dict[str, Entry] = {}
         self._users: dict[str, dict[str, None]] = {}
+        self.end_listeners: list[Callable[[str], None]] = []
         self._wake_up = wake
         self._observed = report
 
@@ -121,7 +122,7 @@ class Holdings:
         type: str,
         ref: str,
         *,
-        uses: Sequence[str] | None = None,
+        uses: str | Sequence[str] | None = None,
         owned_by: str | None = None,
         reason: str | None = None,
         attrs: dict[str, Scalar] | None = None,
@@ -132,6 +133,10 @@ class Holdings:
         this host, `cleaned_up` forgets it. Arguments, result and errors as for `Recorder.record`.
         """
         entry = self.entries.get(ref)
+        if uses is not None:
+            uses = self._references(uses)
+        if owned_by is not None:
+            check_ref(owned_by)
         seq = self.recorder.record(
             type, ref, uses=uses, owned_by=owned_by, reason=reason, attrs=attrs
         )
@@ -144,20 +149,25 @@ class Holdings:
                 if type == "created":
                     entry.origin = origin()
             entry.seq = seq
-            if uses is not None and tuple(uses) == entry.uses:
+            if uses == entry.uses:
                 uses = None  # As before: nothing to link.
             self._link(entry, uses, owned_by)
         return seq
 
     def link(
-        self, ref: str, *, uses: Sequence[str] | None = None, owned_by: str | None = None
+        self, ref: str, *, uses: str | Sequence[str] | None = None, owned_by: str | None = None
     ) -> None:
         """Says anew what a live resource uses, or what it dies with.
 
         Raises:
             NotAlive: there is no such resource in this process.
+            ValueError: a reference is not `kind/id`.
         """
         entry = self._alive(ref)
+        if uses is not None:
+            uses = self._references(uses)
+        if owned_by is not None:
+            check_ref(owned_by)
         self._link(entry, uses, owned_by)
         entry.seq = self.recorder.record("reused", ref, uses=uses, owned_by=owned_by)
 
@@ -199,6 +209,18 @@ class Holdings:
         entry.kept_until = max(entry.kept_until, time.monotonic() + seconds)
         entry.seq = self.recorder.record("reused", ref, attrs={"keep_alive_s": float(seconds)})
 
+    def _references(self, uses: str | Iterable[str]) -> tuple[str, ...]:
+        """What something uses, as references; a text is one of them.
+
+        Raises:
+            ValueError: one is not `kind/id`.
+        """
+        refs = (uses,) if isinstance(uses, str) else tuple(uses)
+        for ref in refs:
+            if ref not in self._users:
+                check_ref(ref)
+        return refs
+
     def _alive(self, ref: str) -> Entry:
         entry = self.entries.get(ref)
         if entry is None:
@@ -221,8 +243,10 @@ class Holdings:
         """An object came into a registry, in this tick."""
         ref = registry.ref(key)
         id = registry.id(key)
-        uses = tuple(registry.uses(id, value)) if registry.uses is not None else ()
+        uses = self._references(registry.uses(id, value)) if registry.uses is not None else ()
         owner = registry.owned_by(id, value) if registry.owned_by is not None else None
+        if owner is not None:
+            check_ref(owner)
         stale = self.entries.get(ref)
         if stale is not None:
             # What was acquired, used or owned was the other object: the log must not mix them up.
@@ -265,7 +289,7 @@ class Holdings:
         if registry.used is not None:
             mark = registry.used(id, entry.obj)
             if registry.uses is not None:
-                uses = tuple(registry.uses(id, entry.obj))
+                uses = self._references(registry.uses(id, entry.obj))
         if (held, mark, uses) == (entry.held, entry.mark, entry.uses):
             return
         linked = uses if uses != entry.uses else None
@@ -349,6 +373,8 @@ class Holdings:
         self._drop(entry)
 
     def _drop(self, entry: Entry) -> None:
+        for listener in self.end_listeners:
+            listener(entry.ref)
         self._link(entry, (), None)
         self.entries.pop(entry.ref, None)
         self.unowned.pop(entry.ref, None)
@@ -398,8 +424,13 @@ class Holdings:
 
     def holds(self, entry: Entry) -> bool:
         """The registry of an entry still holds that very object."""
-        assert entry.registry is not None
-        return entry.key in entry.registry and dict.get(entry.registry, entry.key) is entry.obj
+        registry = entry.registry
+        assert registry is not None
+        if registry.displaced() is not None:
+            return (
+                False  # The service has another dict by now; the next look finds out what is in it.
+            )
+        return entry.key in registry and dict.get(registry, entry.key) is entry.obj
 
     def user_of(self, ref: str, *, besides: Container[str] = ()) -> str | None:
         """Something alive that uses `ref`, if there is anything, itself and some others aside."""

@@ -23,7 +23,6 @@ import psutil
 from adapters.executor import Executor
 from adapters.holdings import Holdings
 from adapters.inventory import InventoryBook
-from adapters.logs import get_logger
 from adapters.metrics import HostMetrics, Look
 from adapters.outbox import OUTBOX_LIMIT
 from adapters.recorder import Recorder
@@ -34,6 +33,7 @@ from adapters.stocktaking import EVERYTHING, LOOKS, findings, inventory, take_st
 from store.connection import Store, connect
 from store.durability import Durability
 from store.log import EventLog
+from store.logs import get_logger
 from store.messages import Inventory, Order, RegistryCount, Summary
 from store.namespace import DEFAULT_NAMESPACE
 from store.tasks import check_cancelled, end_tasks
@@ -269,6 +269,7 @@ class Host(Holdings):
         content = observable(getattr(owner, attribute), attribute)
         registry = Registry(kind, content, **{"name": attribute, **options})
         setattr(owner, attribute, registry)
+        registry.stands_in(owner, attribute)
         return self.add(registry)
 
     def observe_index(
@@ -278,6 +279,7 @@ class Host(Holdings):
         content = observable(getattr(owner, attribute), attribute)
         index = Index(options.pop("name", attribute), names, content, **options)
         setattr(owner, attribute, index)
+        index.stands_in(owner, attribute)
         return self.add(index)
 
     def handle(self, kind: str, teardown: Teardown) -> None:
@@ -403,4 +405,5 @@ def restore(owner: Any, attribute: str, host: Host) -> None:
     """Undoes `Host.observe` and `Host.observe_index`: a plain dict stands there again."""
     registry = getattr(owner, attribute)
     if isinstance(registry, ObservedDict):
+        registry.place = None
         setattr(owner, attribute, host.remove(registry))  # type: ignore[arg-type]

@@ -26,9 +26,9 @@ from adapters.creation import Creation, creations
 from adapters.host import Host
 from adapters.leak_search import forsaken_tasks, only_grows, remains_closed
 from adapters.logging_handlers import unattached
-from adapters.logs import get_logger
 from adapters.owned import books
 from adapters.registry import Findings
+from store.logs import get_logger
 
 log = get_logger("adapters.leak_probe")
 

@@ -12,13 +12,13 @@ import asyncio
 import time
 from pathlib import Path
 
-from adapters.logs import get_logger
 from adapters.outbox import Outbox
 from adapters.spill import NotASpillFile, SpillFile, spill_files
 from store.channel import HostChannel
 from store.errors import Fenced, ReconcilerError
 from store.event import decode_row
 from store.log import EventLog
+from store.logs import get_logger
 from store.refusals import Unavailable
 from store.tasks import check_cancelled
 

@@ -36,6 +36,8 @@ from adapters.registry import Registry
 __all__ = ["ExecutionLog", "LogHandlers", "SharedLog", "execution", "execution_log", "unattached"]
 
 SWEEP_SECONDS = 1.0
+ENDED_KEPT = 10_000
+"""Executions that have ended, as far as a look that comes a second later has to know of them."""
 _DETACHED = "logger/detached"
 """Named as the owner of what no logger has: nothing of that name is ever alive."""
 
@@ -118,7 +120,8 @@ class LogHandlers:
     Args:
         host: that shows them to the reconciler, kind `log_handler`.
         execution_of: the reference of the execution that a logger belongs to, from the logger's name;
-            None for loggers that belong to none.
+            None for loggers that belong to none. One that the host was never told of has not ended:
+            record it, as what a registry holds is recorded, or say so with `ended`.
     """
 
     def __init__(
@@ -132,12 +135,14 @@ class LogHandlers:
         self._registry = Registry("log_handler", name="file handlers of the service", teardown=_end)
         if host is not None:
             host.add(self._registry)
+            host.end_listeners.append(self._has_ended)
         self._ids: weakref.WeakKeyDictionary[logging.Handler, str] = weakref.WeakKeyDictionary()
         self._seen: weakref.WeakSet[logging.Handler] = weakref.WeakSet()
         self._held: weakref.WeakKeyDictionary[logging.Handler, weakref.ref[Any]] = (
             weakref.WeakKeyDictionary()
         )
         self._lost: dict[str, str] = {}
+        self._ended: dict[str, None] = {}
         self._task: asyncio.Task[None] | None = None
 
     def sweep(self) -> list[str]:
@@ -190,7 +195,14 @@ class LogHandlers:
         owner = owners.pop() if len(owners) == 1 else None
         if owner is None or self._host is None or owner in self._host.entries:
             return None
-        return owner
+        # One that was never recorded has not ended.
+        return owner if owner in self._ended else None
+
+    def _has_ended(self, ref: str) -> None:
+        self._ended.pop(ref, None)
+        self._ended[ref] = None
+        if len(self._ended) > ENDED_KEPT:
+            del self._ended[next(iter(self._ended))]
 
     def _kept(self, handler: logging.FileHandler, id: str) -> None:
         if self._lost.pop(id, None) is not None:
@@ -249,5 +261,7 @@ class LogHandlers:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self._ids.clear()
+        if self._host is not None and self._has_ended in self._host.end_listeners:
+            self._host.end_listeners.remove(self._has_ended)
         if self._host is not None and self._registry.host is self._host:
             self._host.remove(self._registry)

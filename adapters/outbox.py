@@ -18,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from adapters.logs import get_logger
 from adapters.spill import SPILL_LIMIT, SpillFile
 from store.errors import ReconcilerError
 from store.event import NO_DIGEST, EventRow, encode_body, seal, seal_all, split_digest
+from store.logs import get_logger
 
 log = get_logger("adapters.outbox")
 T = TypeVar("T")

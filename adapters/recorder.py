@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 
-import structlog
 from opentelemetry.trace import format_trace_id
 
 from adapters.outbox import Outbox
 from store.event import EVENT_TYPES, EventRow, Scalar, check_ref, encode_body
+from store.logs import get_logger
 from store.tracing import Origin, current_span_context
 
-log = structlog.get_logger("adapters.recorder")
+log = get_logger("adapters.recorder")
 
 trace_id: ContextVar[str | None] = ContextVar("agent_reconciler_trace_id", default=None)
 """Set it per request: the events recorded within carry it. Where it is not set, they carry the trace id

@@ -11,12 +11,14 @@ told of that, so `Index.rescan` looks, from time to time and before a forced pas
 
 from __future__ import annotations
 
+import contextlib
+import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from adapters.logs import get_logger
 from store.event import is_ref
+from store.logs import get_logger
 from store.messages import IndexEntry
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ Teardown = Callable[[str, Any], Awaitable[None] | None]
 class ObservedDict(dict[Any, Any]):
     """A dict that reports each change of itself, whichever method made it."""
 
+    place: tuple[weakref.ref[Any], str] | None = None
+
     def __init__(self, content: Mapping[Any, Any] | None = None) -> None:
         super().__init__(content or {})
         # A defaultdict goes on making its defaults.
@@ -43,12 +47,46 @@ class ObservedDict(dict[Any, Any]):
     def _replaced(self, key: Any, old: Any, new: Any) -> None: ...
     def _removed(self, key: Any, value: Any) -> None: ...
 
+    def stands_in(self, owner: Any, attribute: str) -> None:
+        """Remembers which attribute of which object it took the place of."""
+        with contextlib.suppress(TypeError):  # Not everything can be referred to weakly.
+            self.place = (weakref.ref(owner), attribute)
+
+    def displaced(self) -> Any:
+        """What the service has put in its place meanwhile; None while it stands there itself."""
+        if self.place is None:
+            return None
+        owner, attribute = self.place[0](), self.place[1]
+        now = self if owner is None else getattr(owner, attribute, None)
+        if now is None and self:
+            return {}  # The service holds nothing there for now.
+        return None if now is self else now
+
+    def come_back(self) -> None:
+        """Takes the place of the dict that the service has put there, with its content.
+
+        Raises:
+            TypeError: it is no dict that can be observed.
+        """
+        put, place = self.displaced(), self.place
+        if put is None or place is None:
+            return
+        content = dict(observable(put, place[1]))
+        for key in [key for key in self if key not in content]:
+            del self[key]
+        for key, value in content.items():
+            if self.get(key, _MISSING) is not value:
+                self[key] = value
+        if getattr(place[0](), place[1], None) is not None:
+            setattr(place[0](), place[1], self)
+
     def note(self, note: Callable[..., object], *args: Any) -> None:
         """Calls what notes a change; the service does not hear of it when that fails."""
         try:
             note(*args)
         except Exception:
-            log.exception("a change of a registry could not be noted", registry=repr(type(self)))
+            name = getattr(self, "name", type(self).__name__)
+            log.exception("a change of a registry could not be noted", registry=name)
 
     def __missing__(self, key: Any) -> Any:
         if self.default_factory is None:
@@ -134,7 +172,7 @@ class Registry(ObservedDict):
         teardown: ends one object, `(id, object)`; plain or async. None calls the object's own
             `aclose` or `close`, if it has one. The entry is removed afterwards if it still stands.
         save: called before an idle resource goes, `(id, object)`; when it fails, the resource stays.
-        uses: references that an entry keeps alive, `(id, object)`.
+        uses: the references that an entry keeps alive, or one reference, `(id, object)`.
         owned_by: the reference that an entry dies with, `(id, object)`; None while it is not known,
             then it is asked again later.
         user: whose an entry is, `(id, object)`, for limits per user.
@@ -165,7 +203,7 @@ class Registry(ObservedDict):
         name: str | None = None,
         teardown: Teardown | None = None,
         save: Teardown | None = None,
-        uses: Callable[[str, Any], Iterable[str]] | None = None,
+        uses: Callable[[str, Any], str | Iterable[str]] | None = None,
         owned_by: Callable[[str, Any], str | None] | None = None,
         user: Callable[[str, Any], str | None] | None = None,
         in_use: Callable[[str, Any], int] | None = None,

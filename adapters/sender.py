@@ -21,7 +21,6 @@ from redis.exceptions import RedisError
 
 from adapters.inventory import InventoryBook
 from adapters.leftovers import send_left_behind
-from adapters.logs import get_logger
 from adapters.metrics import HostMetrics
 from adapters.outbox import OUTBOX_LIMIT, Forgotten, Outbox, SpillUnreadable
 from adapters.recorder import Recorder
@@ -32,6 +31,7 @@ from store.durability import Confirmation, Durability, confirmation
 from store.errors import Fenced, NotConfirmed, SequenceGap
 from store.event import process_id
 from store.log import EventLog
+from store.logs import get_logger
 from store.messages import Summary
 from store.namespace import open_namespace
 from store.refusals import Unavailable

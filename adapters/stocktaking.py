@@ -12,9 +12,9 @@ import sys
 from collections.abc import Iterator
 
 from adapters.holdings import Holdings
-from adapters.logs import get_logger
-from adapters.registry import Findings, Registry
+from adapters.registry import Findings, Index, Registry
 from store.event import is_ref
+from store.logs import get_logger
 from store.messages import Inventory
 
 log = get_logger("adapters.stocktaking")
@@ -35,8 +35,11 @@ def take_stock(holdings: Holdings, *, thorough: bool = False, looks: int = LOOKS
     """
     for index in holdings.indexes.values():
         with _noted(index.name):
+            _put_back(index)
             index.rescan()
     for registry in holdings.registries:
+        with _noted(registry.name):
+            _put_back(registry)
         if thorough or len(registry) != registry.noted or registry.strays:
             with _noted(registry.name):
                 _look_behind(holdings, registry)
@@ -78,6 +81,21 @@ def inventory(holdings: Holdings, rss: int) -> Inventory:
 
 def _refs(registry: Registry) -> set[str]:
     return {ref for key in registry if is_ref(ref := registry.ref(key))}
+
+
+def _put_back(registry: Registry | Index) -> None:
+    """A service may assign a new dict to the attribute that was observed: that is observed instead."""
+    if registry.displaced() is None:
+        return
+    try:
+        registry.come_back()
+        log.warning("the service assigned a new dict; it is observed now", registry=registry.name)
+    except TypeError as error:
+        registry.place = None
+        log.error(
+            "the service assigned what cannot be observed: what it holds is no longer looked after",
+            registry=registry.name, reason=str(error),
+        )  # fmt: skip
 
 
 def _look_behind(holdings: Holdings, registry: Registry) -> None:

@@ -12,14 +12,13 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import structlog
-
 from reconciler.fold import FleetState
 from reconciler.snapshot import OtherFold, decode_state, encode_state
 from store.archive import Archive, open_archives
 from store.errors import HistoryDropped
 from store.lease import Lease
 from store.log import EventLog
+from store.logs import get_logger
 from store.namespace import Namespace
 from store.position import START, Key, id_key, key_id, ms_of
 from store.retention import (
@@ -42,7 +41,7 @@ from store.snapshots import (
     write_snapshot,
 )
 
-log = structlog.get_logger("reconciler.history")
+log = get_logger("reconciler.history")
 
 Progress = Callable[[int], None]
 """Called with the number of entries done since the last call."""

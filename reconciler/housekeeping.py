@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 
-import structlog
 from redis.exceptions import RedisError
 
 from reconciler.history import Kept, keep_history, save_snapshot
@@ -19,9 +18,10 @@ from reconciler.tail import Tail
 from store.errors import ArchiveError, Fenced
 from store.lease import Lease
 from store.log import EventLog
+from store.logs import get_logger
 from store.refusals import Unavailable
 
-log = structlog.get_logger("reconciler.housekeeping")
+log = get_logger("reconciler.housekeeping")
 
 SNAPSHOT_EVENTS = 20_000
 SNAPSHOT_SECONDS = 300.0

@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Iterable, Sequence
 
 import msgspec
-import structlog
 from opentelemetry.trace import Span, SpanKind
 
 from reconciler.fold import Event
@@ -24,11 +23,12 @@ from reconciler.policy import Policy
 from reconciler.tail import Tail
 from store.errors import Fenced
 from store.event import EventRow, Scalar
+from store.logs import get_logger
 from store.messages import Action, HostPort, Order
 from store.namespace import Namespace
 from store.tracing import failed, trace_id_of, traceparent_of, tracer
 
-log = structlog.get_logger("reconciler.orders")
+log = get_logger("reconciler.orders")
 
 _OUTCOMES = frozenset({"cleaned_up", "adopted", "cleanup_failed", "cleanup_refused"})
 

@@ -11,8 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from math import inf
 
-import structlog
-
 from reconciler.drift import Drift, Sort, find_drift
 from reconciler.fold import ProcessState, target_of
 from reconciler.partitions import Partitions
@@ -22,9 +20,10 @@ from reconciler.stuck import Stuck, find_stuck
 from reconciler.tail import Tail
 from reconciler.watch import ProcessWatch, Watches
 from store.inventories import InventoryReader
+from store.logs import get_logger
 from store.namespace import Namespace
 
-log = structlog.get_logger("reconciler.outlook")
+log = get_logger("reconciler.outlook")
 
 
 class Outlook:

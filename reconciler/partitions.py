@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from math import inf
 
-import structlog
 from redis.exceptions import RedisError
 
 from reconciler.leases import LOOK, Change, Leases
@@ -26,11 +25,12 @@ from store.errors import Fenced, ReconcilerError, SequenceGap
 from store.event import EventRow, process_id
 from store.inbox import Inbox
 from store.lease import Lease
+from store.logs import Trouble, get_logger
 from store.namespace import Namespace
 from store.refusals import Unavailable
 from store.tasks import check_cancelled
 
-log = structlog.get_logger("reconciler.partitions")
+log = get_logger("reconciler.partitions")
 
 _HOSTS_RETURN_SECONDS = 6.0
 """After Redis or this worker was away, hosts have so long to be heard of again before they count as
@@ -277,44 +277,52 @@ class Partitions:
         """Looks at the leases, for ever."""
         # Nobody knows what was before: Redis may have come back a moment ago, and hosts may not have.
         self._away(self._namespace.all_partitions())
+        away = Trouble(log, "leases not renewed: Redis is away")
         while True:
             check_cancelled()
             began = time.monotonic()
             try:
                 await self.look()
+                away.over()
             except Unavailable as error:
                 self._metrics.redis_away("leases")
-                log.warning("leases not renewed: Redis is away", error=str(error))
+                away.say(error=str(error))
             await asyncio.sleep(max(0.01, began + self._every - time.monotonic()))
 
     async def open(self) -> None:
         """Opens what is gained, for ever."""
+        away = Trouble(log, "log not read: Redis is away")
+        unread = Trouble(log, "a partition cannot be opened, it is tried again")
         while True:
             check_cancelled()
             await self._gained.wait()
             self._gained.clear()
             try:
                 await self.open_gained()
+                away.over()
+                unread.over()
             except Unavailable as error:
                 self._metrics.redis_away("log")
-                log.warning("log not read: Redis is away", error=str(error))
+                away.say(error=str(error))
                 self._gained.set()
                 await asyncio.sleep(_AGAIN_SECONDS)
             except (ReconcilerError, RedisError) as error:
                 # The other partitions are acted for meanwhile; /readyz says it too.
-                log.error("a partition cannot be opened, it is tried again", error=str(error))
+                unread.say(error=str(error))
                 asyncio.get_running_loop().call_later(_UNREAD_SECONDS, self._gained.set)
 
     async def watch_hosts(self) -> None:
         """Closes processes whose own lease has lapsed, for ever."""
+        away = Trouble(log, "lapsed hosts not closed: Redis is away, or forgot")
         while True:
             check_cancelled()
             await asyncio.sleep(min(1.0, self._every * 3))
             try:
                 await self.close_lost()
+                away.over()
             except (*Unavailable, SequenceGap) as error:
                 self._metrics.redis_away("hosts")
-                log.warning("lapsed hosts not closed: Redis is away, or forgot", error=str(error))
+                away.say(error=str(error))
 
     async def close_lost(self) -> None:
         """Closes, in the log, the processes whose lease has lapsed."""

@@ -16,7 +16,6 @@ from contextlib import asynccontextmanager
 from math import inf
 from typing import Self
 
-import structlog
 from opentelemetry.context import Context
 from opentelemetry.trace import use_span
 
@@ -42,13 +41,14 @@ from store.event import process_id
 from store.inbox import Inbox
 from store.lease import Lease
 from store.log import EventLog, Page
+from store.logs import get_logger
 from store.messages import HostPort, Summary
 from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
 from store.refusals import Unavailable
 from store.tasks import check_cancelled, end_tasks
 from store.tracing import tracer
 
-log = structlog.get_logger("reconciler")
+log = get_logger("reconciler")
 
 LEASE_SECONDS = 10.0
 _PASS_SPACING = 0.002

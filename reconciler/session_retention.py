@@ -14,8 +14,6 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 
-import structlog
-
 from reconciler.moment import span
 from reconciler.policy import Policy
 from store.archive import Archive
@@ -36,14 +34,17 @@ from store.conversations import (
 from store.errors import ArchiveError, Fenced, SequenceGap
 from store.event import EventRow, Scalar
 from store.lease import Lease
+from store.logs import get_logger
 from store.messages import NO_PROCESS
 from store.namespace import Namespace
 from store.refusals import Unavailable
 from store.retention import OFF, read_retention
 
-log = structlog.get_logger("reconciler.retention")
+log = get_logger("reconciler.retention")
 
 _AT_ONCE = 100
+_FAILURES = 10
+"""So many conversations that cannot be archived, one after the other, are the fault of the archive."""
 
 
 class SessionRetention:
@@ -110,7 +111,7 @@ class SessionRetention:
             archive = await asyncio.to_thread(Archive, retention.archive, self._namespace.name)
         # Where there is no archive, and nobody said that there shall be none, nothing is due.
         limit = self._retention_ms if retention.archive is not None else None
-        staying = 0
+        staying = failures = 0
         while True:
             due, ended = await claim(
                 self._namespace, app, channel.lease, limit, most=_AT_ONCE, skip=staying
@@ -122,10 +123,14 @@ class SessionRetention:
                     raise Fenced(f"partition {channel.lease.partition} was given up meanwhile")
                 try:
                     gone = await self._end(app, member, channel.lease, archive)
+                    failures = 0
                 except ArchiveError as error:
                     if archive is not None:
                         await asyncio.to_thread(archive.try_writing)
-                    # Others can be archived: what is wrong is with this one.
+                    failures += 1
+                    if failures > _FAILURES:
+                        raise
+                    # Others can perhaps be archived: what is wrong may be with this one.
                     self._say_once(app, member, error)
                     gone = False
                 staying += not gone

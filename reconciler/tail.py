@@ -13,16 +13,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import structlog
-
 from reconciler.fold import Event, FleetState, ProcessState
 from reconciler.fold_page import Folded, fold_page
 from reconciler.history import nearest_snapshot
 from reconciler.metrics import Metrics
 from store.log import EventLog, Page, parse_page
+from store.logs import get_logger
 from store.position import id_key
 
-log = structlog.get_logger("reconciler.tail")
+log = get_logger("reconciler.tail")
 
 _BEGINS = frozenset({"created", "adopted"})
 

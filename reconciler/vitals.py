@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from reconciler.metrics import Metrics
 from reconciler.partitions import Partitions
 from reconciler.tail import Tail
 from store.errors import ArchiveError
+from store.logs import get_logger
 from store.namespace import Namespace
 from store.position import START, Key, id_key, key_id, ms_of
 from store.refusals import Unavailable
@@ -26,7 +26,7 @@ from store.retention import Retention, read_retention
 from store.snapshots import newest_first
 from store.tasks import check_cancelled
 
-log = structlog.get_logger("reconciler.vitals")
+log = get_logger("reconciler.vitals")
 
 LOOK_SECONDS = 2.0
 COUNTED = 1000

@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import signal
 
-import structlog
-
 from reconciler.policy import Policy
 from reconciler.reconciler import Reconciler
 from reconciler.schedule import ARCHIVE_SECONDS, FULL_PASS_SECONDS
 from reconciler.web import Access, serve
 from store.connection import connect
+from store.logs import get_logger
 
-log = structlog.get_logger("reconciler.worker")
+log = get_logger("reconciler.worker")
 
 
 async def run_worker(

@@ -13,13 +13,12 @@ import zlib
 from collections.abc import Iterable
 from hashlib import blake2b
 
-import structlog
-
 from store.lease import Lease
+from store.logs import get_logger
 from store.namespace import Namespace
 from store.position import id_key
 
-log = structlog.get_logger("store.snapshots")
+log = get_logger("store.snapshots")
 
 KEPT = 3
 """How many snapshots of a partition stay in Redis."""

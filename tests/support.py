@@ -177,3 +177,11 @@ def short_folder() -> Path:
 def remove_folder(folder: Path) -> None:
     """Removes a folder of `short_folder`."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def log_lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    """What was logged: the event of each line, and its fields."""
+    return [
+        {"event": record.getMessage(), **vars(record).get("fields", {})}
+        for record in caplog.records
+    ]

@@ -25,8 +25,8 @@ from adapters.adk.live_sessions import Identity, session_ref, until_ended
 from adapters.adk.shared_runners import AgentFactory, SharedRunners, llm_agent
 from adapters.entry import Entry
 from adapters.host import Host
-from adapters.logs import get_logger
 from store.errors import LimitReached, NotAlive
+from store.logs import get_logger
 from store.recovery import RecoveryStore
 
 log = get_logger("adapters.adk.runtime")

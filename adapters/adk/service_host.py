@@ -23,8 +23,8 @@ from adapters.adk.loop_stores import LoopStores
 from adapters.adk.sessions_in_use import SessionsInUse, StillUsed
 from adapters.entry import current_order
 from adapters.host import Host
-from adapters.logs import get_logger
 from store.errors import ReconcilerError
+from store.logs import get_logger
 from store.refusals import Unavailable
 
 log = get_logger("adapters.adk.sessions")

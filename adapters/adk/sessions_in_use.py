@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable
 from adapters.adk.live_sessions import Identity
 from adapters.adk.loop_stores import LoopStores
 from adapters.host import Host
-from adapters.logs import get_logger
 from store.errors import ReconcilerError
+from store.logs import get_logger
 from store.messages import SHORTEST_RETENTION
 
 log = get_logger("adapters.adk.sessions")

@@ -25,8 +25,8 @@ from adapters.adk.chat_limits import TO_MAKE_ROOM
 from adapters.adk.live_sessions import until_ended
 from adapters.entry import Entry
 from adapters.host import Host
-from adapters.logs import get_logger
 from store.errors import LimitReached, PolicyError
+from store.logs import get_logger
 
 log = get_logger("adapters.adk.runtime")
 

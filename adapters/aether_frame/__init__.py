@@ -36,13 +36,18 @@ def attach(host: Host, adk_framework_adapter: Any) -> Callable[[], None]:
         may be called more than once.
 
     Raises:
-        TypeError: the object is attached already; nothing was changed.
+        TypeError: the object is attached already, or has nothing of that shape; nothing was changed.
     """
     binding = Binding(host, adk_framework_adapter)
     chain = Chain(binding)
     try:
         binding.bind(chain.teardowns)
         chain.wrap_methods()
+        if not binding.places:
+            raise TypeError(
+                f"attach takes the object that has runner_manager, adk_session_manager and agent_manager; "
+                f"{adk_framework_adapter!r:.80} has nothing of that shape"
+            )
     except BaseException:
         binding.release()
         raise

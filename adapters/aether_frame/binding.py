@@ -13,16 +13,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
 from adapters.aether_frame.observed import KeyedIndex, NestedDict, WatchedRegistry
 from adapters.aether_frame.runner import OpenRunner
 from adapters.aether_frame.substitution import Substitutions, find
 from adapters.aether_frame.usage import Usage, part_of
 from adapters.host import Host
 from adapters.registry import Index, ObservedDict, Registry, Teardown, observable
+from store.logs import get_logger
 
-log = structlog.get_logger("adapters.aether_frame")
+log = get_logger("adapters.aether_frame")
 
 _LISTS = (list, tuple, set, frozenset)
 

@@ -15,13 +15,12 @@ from contextlib import asynccontextmanager
 from functools import wraps
 from typing import Any
 
-import structlog
-
 from adapters.aether_frame.binding import AdkSession, Binding, Teardowns
 from adapters.aether_frame.substitution import find
 from adapters.entry import current_order
+from store.logs import get_logger
 
-log = structlog.get_logger("adapters.aether_frame")
+log = get_logger("adapters.aether_frame")
 
 _CLOSE_SECONDS = 10.0
 """How long a service's own call of `cleanup_runner` waits for the Runner to be closed."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import structlog
+from store.logs import get_logger
 
-log = structlog.get_logger("adapters.aether_frame")
+log = get_logger("adapters.aether_frame")
 
 _MISSING: Any = object()
 
@@ -36,6 +36,9 @@ class Substitutions:
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
+
+    def __len__(self) -> int:
+        return len(self._undo)
 
     def take_back(self) -> None:
         """Undoes everything, the latest first."""

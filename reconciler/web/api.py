@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
-import structlog
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
@@ -41,8 +40,9 @@ from reconciler.web.shapes import (
     TimelineQuery,
 )
 from reconciler.web.view import FleetView
+from store.logs import get_logger
 
-log = structlog.get_logger("reconciler.web")
+log = get_logger("reconciler.web")
 
 RECONCILES_AT_ONCE = 4
 ANSWERS_KEPT = 100

@@ -10,7 +10,6 @@ import socket
 from importlib import resources
 
 import msgspec
-import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
@@ -23,8 +22,9 @@ from reconciler.web.shapes import Health, Readiness
 from reconciler.web.stream import Streams
 from reconciler.web.view import FleetView
 from store.errors import BadAddress
+from store.logs import get_logger
 
-log = structlog.get_logger("reconciler.web")
+log = get_logger("reconciler.web")
 
 RECONCILER = web.AppKey("reconciler", Reconciler)
 VIEW = web.AppKey("view", FleetView)

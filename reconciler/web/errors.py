@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import msgspec
-import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from pydantic import ValidationError
 
 from store.errors import BadMoment, HistoryDropped, NoAnswer, ReconcilerError, UnknownProcess
+from store.logs import get_logger
 from store.refusals import Unavailable
 
-log = structlog.get_logger("reconciler.web")
+log = get_logger("reconciler.web")
 
 
 class Failure(msgspec.Struct, omit_defaults=True):

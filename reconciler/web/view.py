@@ -16,8 +16,6 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from math import inf
 
-import structlog
-
 from reconciler.desired import desired_until
 from reconciler.drift import Drift, find_drift
 from reconciler.fleet import Fleet, read_workers, recorded_policy
@@ -34,6 +32,7 @@ from store.inbox import Inbox
 from store.inventories import InventoryReader
 from store.lease import holders
 from store.log import EventLog, Page
+from store.logs import get_logger
 from store.messages import Inventory
 from store.namespace import Namespace
 from store.position import ms_of
@@ -41,7 +40,7 @@ from store.refusals import Unavailable
 from store.retention import read_covered
 from store.tasks import check_cancelled
 
-log = structlog.get_logger("reconciler.web")
+log = get_logger("reconciler.web")
 
 IDLE_SECONDS = 60.0
 SPACING_SECONDS = 0.25

@@ -31,6 +31,15 @@ class TestFailure:
         registry.teardown = None
         assert (await outcome(host, order(host, "session/s")))[0] == "cleaned_up"
 
+    async def test_said_with_its_traceback(self, host: Host, caplog: pytest.LogCaptureFixture):
+        """The log has what the service's function raised, and where."""
+        host.registry("session", {"s": 1}, teardown=lambda id, obj: 1 / obj["size"])
+        await outcome(host, order(host, "session/s"))
+        (record,) = [one for one in caplog.records if "order failed" in one.getMessage()]
+        assert vars(record)["fields"]["action"] == "teardown"
+        assert record.exc_info is not None
+        assert record.exc_info[0] is TypeError
+
     async def test_not_saved(self, host: Host):
         """When its recovery record cannot be saved it stays, and is not torn down."""
         session = Closing()

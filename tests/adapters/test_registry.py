@@ -13,7 +13,7 @@ import pytest
 from adapters.registry import ObservedDict, observable
 from store.messages import IndexEntry
 from tests.adapters.unstarted import alive, types_of, unstarted
-from tests.support import waiting
+from tests.support import log_lines, waiting
 
 
 class TestRegistry:
@@ -43,6 +43,28 @@ class TestRegistry:
         assert (row.uses, row.owned_by, row.attrs) == (
             ("runner/r1",), "tenant/r1", {"user": "user-x"},
         )  # fmt: skip
+
+    def test_one_reference_as_text(self):
+        """A text is one reference, not one for each of its letters."""
+        host = unstarted()
+        host.registry("session", uses=lambda id, s: f"runner/{s}")["x"] = "r1"
+        assert waiting(host.recorder)[-1].uses == ("runner/r1",)
+        host.record("created", "session/y", uses="runner/r2")
+        assert waiting(host.recorder)[-1].uses == ("runner/r2",)
+        host.link("session/y", uses="runner/r3")
+        assert waiting(host.recorder)[-1].uses == ("runner/r3",)
+
+    def test_what_is_no_reference(self, caplog: pytest.LogCaptureFixture):
+        """It is refused, and in a registry named in the log: it would stand in the log for ever."""
+        host = unstarted()
+        host.registry("session", uses=lambda id, s: ["r1"], name="sessions of mine")["x"] = 1
+        assert alive(host) == set()
+        (line,) = log_lines(caplog)
+        assert line["registry"] == "sessions of mine"
+        for links in ({"uses": ["r1"]}, {"uses": "r1"}, {"owned_by": "r1"}):
+            with pytest.raises(ValueError, match="is not a reference"):
+                host.record("created", "session/y", **links)  # type: ignore[arg-type]
+        assert waiting(host.recorder) == []
 
     def test_owner_that_is_not_known_yet(self):
         """The owner is asked for again until it is known, and then recorded."""
@@ -159,6 +181,33 @@ class TestObserve:
         assert types_of(host) == ["adopted"]
         service.runners.pop("r")
         assert types_of(host) == ["adopted", "cleaned_up"]
+
+    def test_assigned_anew(self, caplog: pytest.LogCaptureFixture):
+        """A new dict in the attribute is observed at the next look; what is not in it has gone."""
+        host, service = unstarted(), Service()
+        kept = service.runners["r"]
+        runners = host.observe(service, "runners", kind="runner")
+        host.observe_index(service, "index", names="runner")
+        runners["old"] = object()
+        service.runners, service.index = {"r": kept, "new": object()}, {"b": "new"}
+        entry = host.entries["runner/old"]
+        assert not host.holds(entry)  # An order on it is refused meanwhile.
+        found = host.inventory()
+        assert service.runners is runners
+        assert alive(host) == {"runner/r", "runner/new"}
+        assert [(one.key, one.target) for one in found.entries] == [("b", "runner/new")]
+        del service.runners["new"]
+        assert alive(host) == {"runner/r"}
+        assert caplog.text.count("assigned a new dict") == 2
+        service.runners = None
+        host.inventory()
+        assert (alive(host), service.runners) == (set(), None)
+        service.runners = {"r": kept}
+        host.inventory()
+        assert (alive(host), service.runners) == ({"runner/r"}, runners)
+        service.runners = OrderedDict()
+        host.inventory()
+        assert caplog.text.count("what it holds is no longer looked after") == 1
 
     def test_index(self):
         """The same for an index; its name is the attribute's."""

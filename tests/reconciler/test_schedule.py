@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,36 @@ async def test_known_to_the_commands(store: Store, namespace: str):
         recorded = Policy.model_validate_json(await store.redis.get(keys.policy))
         assert recorded.runner_idle_timeout == 77
     assert await told() == {}
+
+
+async def test_quiet(store: Store, namespace: str, caplog: pytest.LogCaptureFixture):
+    """It says nothing of what it does each second, nor of a job that is cut short at the end."""
+    caplog.set_level("DEBUG", "apscheduler")
+    async with Reconciler(store, namespace=namespace) as running:
+        under_way = asyncio.Event()
+
+        async def look() -> None:
+            under_way.set()
+            await asyncio.Event().wait()
+
+        running.retention.look = look  # type: ignore[method-assign]
+        await under_way.wait()
+    assert [one.getMessage() for one in caplog.records if one.levelname != "INFO"] == []
+    assert "apscheduler" not in {one.name.partition(".")[0] for one in caplog.records}
+
+
+async def test_a_job_that_fails(store: Store, namespace: str, caplog: pytest.LogCaptureFixture):
+    """It is said, and done again in its time."""
+    async with Reconciler(store, namespace=namespace, full_pass_seconds=0.05) as running:
+        tried: list[bool] = []
+
+        def fails(_: object) -> None:
+            tried.append(True)
+            raise LookupError("not expected")
+
+        running.hear_of = fails  # type: ignore[method-assign]
+        await eventually(lambda: len(tried) > 1)
+    assert "a job failed" in caplog.text
 
 
 async def test_everything_is_looked_at(store: Store, namespace: str):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from typing import Any
 
 import pytest
 from google.adk.errors.session_not_found_error import SessionNotFoundError
@@ -117,7 +118,11 @@ class TestTheEnd:
         assert texts(await make_service().get_session(**NAME)) == ["0", "1", "2"]
 
     async def test_an_archive_that_forgets(
-        self, place: Place, make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+        self,
+        place: Place,
+        make_service: MakeService,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         """What does not read back as it was written does not count as archived."""
         from fsspec.implementations.local import LocalFileSystem
@@ -128,9 +133,39 @@ class TestTheEnd:
         monkeypatch.setattr(
             LocalFileSystem, "cat_file", lambda self, path, **more: whole(self, path, **more)[:-9]
         )
-        with pytest.raises(ArchiveError, match="not what was written: nothing was deleted"):
-            await (await place.keeper()).look()
+        await (await place.keeper()).look()
+        assert "not what was written: nothing was deleted" in caplog.text
         assert await make_service().get_session(**NAME) is not None
+        for number in range(20):
+            await filled(make_service(), 1, session_id=f"s{number}")
+            await place.age(session_id=f"s{number}")
+        with pytest.raises(
+            ArchiveError, match="not what was written"
+        ):  # It is not the conversation.
+            await (await place.keeper()).look()
+        assert len((await make_service().list_sessions(app_name="app")).sessions) == 21
+
+    async def test_one_that_cannot_be_archived(
+        self, place: Place, make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It stays, and is told of; those that come after it go."""
+        from reconciler import session_retention
+
+        for number in range(5):
+            await filled(make_service(), 1, session_id=f"s{number}")
+            await place.age(days=60 - number, session_id=f"s{number}")
+        archive = session_retention.archive_conversation
+
+        async def refuses_the_oldest(at: Any, found: Any, *rest: Any) -> Any:
+            if found.id == "s0":
+                raise ArchiveError("its content cannot be written")
+            return await archive(at, found, *rest)
+
+        monkeypatch.setattr(session_retention, "archive_conversation", refuses_the_oldest)
+        await (await place.keeper()).look()
+        left = (await make_service().list_sessions(app_name="app")).sessions
+        assert [one.id for one in left] == ["s0"]
+        assert len(place.files()) == 4
 
     async def test_many(self, place: Place, make_service: MakeService) -> None:
         """More than one round takes; only those that are due go."""

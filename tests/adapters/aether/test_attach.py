@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from google.adk.runners import Runner
-from structlog.testing import capture_logs
 
 from adapters import Host
 from adapters.aether_frame import attach
@@ -22,6 +21,7 @@ from tests.adapters.aether.frame import (
     dicts,
     left,
 )
+from tests.support import log_lines
 
 Reconciling = Callable[[Policy], Reconciler]
 CONFIG = AgentConfig("support")
@@ -126,7 +126,9 @@ MISSING = [
 
 
 @pytest.mark.parametrize(("part", "name"), MISSING)
-async def test_a_missing_attribute_is_named_in_the_log(part: str, name: str, host: Host) -> None:
+async def test_a_missing_attribute_is_named_in_the_log(
+    part: str, name: str, host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
     """Another version lacks one attribute: a log line names it, the rest is looked after."""
 
     class Older:
@@ -143,8 +145,8 @@ async def test_a_missing_attribute_is_named_in_the_log(part: str, name: str, hos
         setattr(whole, part, older)
     else:
         adapter = older
-    with capture_logs() as lines:
-        detach = attach(host, adapter)
+    detach = attach(host, adapter)
+    lines = log_lines(caplog)
     named = [line["attribute"] for line in lines if "no such attribute" in line["event"]]
     assert named == [name]
     adapter.runner_manager.runners["runner"] = {"runner": None, "config_hash": "config"}
@@ -153,18 +155,29 @@ async def test_a_missing_attribute_is_named_in_the_log(part: str, name: str, hos
     assert type(adapter.runner_manager.runners) is dict
 
 
-async def test_a_whole_part_may_be_missing(host: Host) -> None:
+async def test_a_whole_part_may_be_missing(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     """Without agent and session managers the runners are still looked after."""
     frame = AdkFrameworkAdapter()
     del frame.agent_manager, frame.adk_session_manager
     frame.runner_manager.runners = OrderedDict()  # Of a sort that cannot be observed.
-    with capture_logs() as lines:
-        detach = attach(host, frame)
+    detach = attach(host, frame)
+    lines = log_lines(caplog)
     assert {line.get("attribute") for line in lines} >= {"agent_manager", "runners"}
     detach()
 
 
-async def test_a_part_with_slots_is_left_alone(host: Host) -> None:
+@pytest.mark.parametrize("thing", [None, 5, "adapter", object()])
+async def test_something_else_is_refused(host: Host, thing: object) -> None:
+    """What has nothing of that shape is told so, and nothing stays behind."""
+    registries = list(host.registries)
+    with pytest.raises(TypeError, match="has nothing of that shape"):
+        attach(host, thing)
+    assert host.registries == registries
+
+
+async def test_a_part_with_slots_is_left_alone(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
     """Nothing can be put in the place of its attributes: a log line says so, the rest goes on."""
 
     class Slotted:
@@ -175,8 +188,8 @@ async def test_a_part_with_slots_is_left_alone(host: Host) -> None:
 
     frame: Any = AdkFrameworkAdapter()
     frame.agent_manager = Slotted()
-    with capture_logs() as lines:
-        detach = attach(host, frame)
+    detach = attach(host, frame)
+    lines = log_lines(caplog)
     assert "_agents" in [line["attribute"] for line in lines if "has slots" in line["event"]]
     frame.runner_manager.runners["runner"] = {"runner": None}
     assert "runner/runner" in host.entries
@@ -233,6 +246,7 @@ async def test_closing_that_fails_is_tried_again(
     host: Host,
     reconciling: Reconciling,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The service's own call returns as ever; the reconciler closes the runner later."""
     failures = 2
@@ -248,8 +262,8 @@ async def test_closing_that_fails_is_tried_again(
     monkeypatch.setattr(Runner, "close", failing)
     attach(host, frame)
     agent = await frame.create(CONFIG)
-    with capture_logs() as lines:
-        assert await frame.runner_manager.cleanup_runner(frame._agent_runners[agent])
+    assert await frame.runner_manager.cleanup_runner(frame._agent_runners[agent])
+    lines = log_lines(caplog)
     assert "the server is away" in [line.get("reason") for line in lines]
     async with reconciling(QUICK):
         await until(lambda: Connection.open == 0, "closed at the third try")

@@ -270,6 +270,22 @@ class TestWithAHost:
             await eventually(lambda: handler.stream is None)
             assert not [ref for ref in host.entries if "a.log" in ref]
 
+    async def test_one_of_a_session_that_was_never_recorded_is_left_alone(
+        self, host: Host, tmp_path: Path, logger: logging.Logger
+    ) -> None:
+        """What the host was never told of has not ended; it may be recorded later, and then end."""
+        async with LogHandlers(host, execution_of=_session_of) as handlers:
+            handler = logging.FileHandler(tmp_path / "a.log")
+            logger.addHandler(handler)
+            for _ in range(3):
+                assert handlers.sweep() == []
+            host.record("created", "session/svc")
+            assert handlers.sweep() == []
+            host.record("cleaned_up", "session/svc")
+            assert len(handlers.sweep()) == 1
+            logger.removeHandler(handler)
+            handler.close()
+
     async def test_a_handler_of_a_session_that_has_ended_is_closed_by_the_reconciler(
         self,
         host: Host,
