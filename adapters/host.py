@@ -32,6 +32,7 @@ from adapters.spill import SPILL_LIMIT
 from adapters.stocktaking import EVERYTHING, LOOKS, findings, inventory, take_stock
 from store.connection import Store, connect
 from store.durability import Durability
+from store.event import check_name
 from store.log import EventLog
 from store.logs import get_logger
 from store.messages import Inventory, Order, RegistryCount, Summary
@@ -117,10 +118,11 @@ class Host(Holdings):
 
         Raises:
             BadAddress, RedisUnavailable, NamespaceError, DurabilityError: when it is entered.
-            ValueError: a limit is not more than 0.
+            ValueError: a limit or the lease is not more than 0, or the name cannot be one.
         """
-        if outbox_limit < 1 or spill_limit < 1:
-            raise ValueError("outbox_limit and spill_limit take more than 0")
+        check_name(name)
+        if outbox_limit < 1 or spill_limit < 1 or not lease_seconds > 0:
+            raise ValueError("outbox_limit, spill_limit and lease_seconds take more than 0")
         folder = None if spill_dir is None else Path(spill_dir)
         store = url if isinstance(url, Store) else connect(url)
         return cls(
@@ -283,7 +285,15 @@ class Host(Holdings):
         return self.add(index)
 
     def handle(self, kind: str, teardown: Teardown) -> None:
-        """Names the teardown for resources of a kind that are recorded without a registry."""
+        """Names the teardown for resources of a kind that are recorded without a registry.
+
+        Raises:
+            TypeError: it cannot be called.
+        """
+        if not callable(teardown):
+            raise TypeError(
+                f"the teardown of {kind} is called with (id, None); {teardown!r} cannot be"
+            )
         self.handlers[kind] = teardown
 
     # --- inventory --------------------------------------------------------------------------------

@@ -87,7 +87,9 @@ class Recorder:
             ValueError: the type is unknown, or a reference is not `kind/id`.
         """
         if type not in EVENT_TYPES:
-            raise ValueError(f"{type!r} is not an event type")
+            raise ValueError(
+                f"{type!r} is not an event type; these are: {', '.join(sorted(EVENT_TYPES))}"
+            )
         check_ref(ref)
         if trace is None and (trace := trace_id.get()) is None:
             span = current_span_context()

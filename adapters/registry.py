@@ -12,6 +12,7 @@ told of that, so `Index.rescan` looks, from time to time and before a forced pas
 from __future__ import annotations
 
 import contextlib
+import re
 import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 log = get_logger("adapters.registry")
 
 _MISSING = object()
+_KIND = re.compile(r"[^\s/]+")
 
 Teardown = Callable[[str, Any], Awaitable[None] | None]
 """(id, object) -> nothing; may be a coroutine function."""
@@ -211,6 +213,8 @@ class Registry(ObservedDict):
         close_removed: Teardown | Literal[True] | None = None,
         id: Callable[[Any], str] = str,
     ) -> None:
+        if not _KIND.fullmatch(kind):
+            raise ValueError(f"{kind!r} is no kind of resource: a word without spaces and slashes")
         super().__init__(content)
         self.kind = kind
         self.name = name or kind
@@ -303,7 +307,7 @@ class Index(ObservedDict):
         key_names: str | None = None,
         targets: Callable[[Any, Any], Iterable[str]] | None = None,
     ) -> None:
-        if names is None and key_names is None and targets is None:
+        if not names and not key_names and targets is None:
             raise ValueError(f"index {name}: say what it names: names=, key_names= or targets=")
         super().__init__(content)
         self.name = name

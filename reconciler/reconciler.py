@@ -37,7 +37,7 @@ from reconciler.vitals import Vitals
 from reconciler.watch import Watches
 from store.connection import BLOCK_MS, Store
 from store.errors import Fenced, SequenceGap, UnknownProcess
-from store.event import process_id
+from store.event import check_name, process_id
 from store.inbox import Inbox
 from store.lease import Lease
 from store.log import EventLog, Page
@@ -70,6 +70,10 @@ class Reconciler:
         partitions: how many the namespace must have; None takes what is recorded, or the default.
         full_pass_seconds, archive_seconds: see `by_the_clock`.
 
+    Raises:
+        TypeError: it is no store, or no policy.
+        ValueError: the name cannot be one.
+
     `async with Reconciler(store, policy=policy):` runs it in the background.
 
     Attributes:
@@ -89,9 +93,15 @@ class Reconciler:
         full_pass_seconds: float = FULL_PASS_SECONDS,
         archive_seconds: float = ARCHIVE_SECONDS,
     ) -> None:
+        if not isinstance(store, Store):
+            raise TypeError(
+                f"a Reconciler takes an open store: `async with connect(url) as store:`, not {store!r:.80}"
+            )
+        if not isinstance(policy, Policy | None):
+            raise TypeError(f"policy is a Policy(…), not {policy!r:.80}")
         self.policy = policy or Policy()
         self.metrics = Metrics()
-        self.process = process_id(name)
+        self.process = process_id(check_name(name))
         self.name = name
         self._store = store
         self._namespace_name = namespace

@@ -14,6 +14,7 @@ last, so it can be cut off without parsing.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections.abc import Iterable
@@ -341,6 +342,20 @@ def decode(payload: bytes) -> LifecycleEvent:
         raise MalformedEntry(f"{where}: {first['msg']}") from None
 
 
+def check_name(name: str) -> str:
+    """Returns `name` if a service or a worker can have it.
+
+    Raises:
+        ValueError: it is empty or too long, or has a space, a slash or an @ in it.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name[:80]!r} cannot be a name: it takes 1 to 100 characters without spaces, / and @, "
+            "for example chat-api"
+        )
+    return name
+
+
 def process_id(name: str) -> str:
     """A new incarnation of a process, `name@hostname:pid:start`; `start` in ms since 1970.
 
@@ -352,4 +367,5 @@ def process_id(name: str) -> str:
     return f"{name}@{socket.gethostname()}:{os.getpid()}:{start}"
 
 
+_NAME = re.compile(r"[^\s/@]{1,100}")
 _last_start = 0

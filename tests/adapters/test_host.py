@@ -51,6 +51,34 @@ async def lose(store: Store, namespace: str, process: str) -> None:
 class TestLife:
     """From start to close."""
 
+    @pytest.mark.parametrize(
+        ("wrong", "says"),
+        [
+            ({"name": ""}, "cannot be a name"),
+            ({"name": "a b"}, "without spaces"),
+            ({"name": "svc@h"}, "cannot be a name"),
+            ({"lease_seconds": -1}, "take more than 0"),
+            ({"outbox_limit": 0}, "take more than 0"),
+        ],
+    )
+    async def test_arguments_that_cannot_be_meant(
+        self, store: Store, wrong: dict[str, Any], says: str
+    ):
+        """They are told at once, in one line, not when something fails because of them."""
+        with pytest.raises(ValueError, match=says):
+            Host.connect(store, **{"name": "svc", **wrong})
+
+    async def test_parts_that_cannot_be_meant(self, host: Host):
+        """The same for what a host is told of."""
+        with pytest.raises(ValueError, match="no kind of resource"):
+            host.registry("run ner/x")
+        with pytest.raises(ValueError, match="say what it names"):
+            host.index("by_user", "")
+        with pytest.raises(TypeError, match="cannot be"):
+            host.handle("session", "close")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="these are: adopted, cleaned_up"):
+            host.record("createdd", "session/a")
+
     async def test_good_end_of_a_cancelled_task(
         self, store: Store, namespace: str, log: EventLog
     ) -> None:

@@ -30,6 +30,20 @@ def segments(folder: Path) -> list[Path]:
     return list(folder.rglob("*.index.json"))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"store": "embedded://./data"}, "takes an open store"),
+        ({"policy": {"session_idle_timeout": 5}}, "is a Policy"),
+        ({"name": "a b"}, "cannot be a name"),
+    ],
+)
+async def test_arguments_that_cannot_be_meant(store: Store, wrong: dict[str, Any], says: str):
+    """They are told at once, in one line."""
+    with pytest.raises((TypeError, ValueError), match=says):
+        Reconciler(**{"store": store, **wrong})
+
+
 async def test_history_is_kept(store: Store, namespace: str, tmp_path: Path):
     """What was written is put into a snapshot and the archive, trimmed, and still is one log."""
     story = await begin(store, namespace)
