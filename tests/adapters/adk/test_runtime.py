@@ -97,6 +97,42 @@ class TestChat:
         with pytest.raises(NotAlive, match="not open"):
             chat.send("too late")
 
+    async def test_a_run_not_read_to_its_end_ends_with_the_next_message(
+        self, runtime: AdkRuntime
+    ) -> None:
+        """Who stops reading can speak again at once, also where each event was waited for with a limit."""
+        async with runtime.chat("c", "u", COOK) as chat, asyncio.timeout(5):
+            async for _ in chat.send("hello"):
+                break
+            left = chat.send("are you there?")
+            await asyncio.wait_for(anext(left), 5)
+            assert "and again" in await say(chat, "and again")
+
+    async def test_a_run_that_another_task_reads_is_waited_for(
+        self, runtime: AdkRuntime, workshop: Workshop
+    ) -> None:
+        """Two tasks that share one open chat are answered in turn, however slowly the first one reads."""
+        async with runtime.chat("c", "u", COOK) as chat:
+            got_one, go_on = asyncio.Event(), asyncio.Event()
+
+            async def read_slowly() -> list[Any]:
+                events = []
+                async for event in chat.send("first"):
+                    events.append(event)
+                    got_one.set()
+                    await go_on.wait()
+                return events
+
+            first = asyncio.create_task(read_slowly())
+            await got_one.wait()
+            second = asyncio.create_task(say(chat, "second"))
+            await asyncio.wait([second], timeout=0.05)
+            assert not second.done()
+            go_on.set()
+            assert len(await first) == 1
+            assert "second" in await second
+        assert [len(texts) for texts in workshop.model.shown] == [1, 3]
+
     async def test_a_session_that_was_deleted_elsewhere_begins_anew(
         self, runtime: AdkRuntime, sessions: BaseSessionService, workshop: Workshop
     ) -> None:
