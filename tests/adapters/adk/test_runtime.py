@@ -62,6 +62,29 @@ class TestChat:
         await runtime.end_chat("c")
         assert not runtime.chats
 
+    async def test_no_chat_id_is_that_of_another_chat(
+        self, runtime: AdkRuntime, sessions: BaseSessionService, workshop: Workshop
+    ) -> None:
+        """An id that is spelt like the full name of somebody's chat neither takes its place nor lets
+        its owner touch this one."""
+        async with (
+            runtime.chat("x", "ann", COOK) as plain,
+            runtime.chat("x@bob@chat", "alice", COOK) as odd,
+            runtime.chat("x", "bob", COOK) as full,
+            runtime.chat("x%40bob", "chat", COOK) as encoded,
+        ):
+            assert len({chat.ref for chat in (plain, odd, full, encoded)}) == 4
+            await say(odd, "alice's plans")
+            await say(full, "what are her plans?")
+        assert workshop.model.shown[-1] == ["what are her plans?"]
+        await runtime.end_chat("x", user_id="bob", delete=True)
+        left = (await sessions.list_sessions(app_name="chat")).sessions
+        assert {(one.user_id, one.id) for one in left} == {
+            ("ann", "x"), ("alice", "x@bob@chat"), ("chat", "x%40bob"),
+        }  # fmt: skip
+        await runtime.end_chat("x@bob@chat")
+        assert len(runtime.chats) == 2
+
     async def test_a_run_that_fails_leaves_the_chat_usable(
         self, runtime: AdkRuntime, host: Host
     ) -> None:
