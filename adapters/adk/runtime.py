@@ -104,7 +104,7 @@ class AdkRuntime:
         self._open_chats = 0
         self._nobody = asyncio.Event()
         self._nobody.set()
-        self._closed = False
+        self._closing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -173,7 +173,7 @@ class AdkRuntime:
     async def _acquire(self, identity: Identity) -> tuple[LiveChat, Entry, list[Victim]]:
         """Finds or makes a chat and marks it as in use; with it those that have to make room."""
         while True:
-            if self._closed:
+            if self._closing is not None:
                 raise NotAlive("the runtime is closed")
             ref = session_ref(self._host, identity)
             entry = self._host.entries.get(ref)
@@ -338,14 +338,19 @@ class AdkRuntime:
     async def close(self, grace: float = GRACE_SECONDS) -> None:
         """Ends in order: no new chats, those in use finish, then all chats, runners and agents.
 
-        A chat that cannot be saved is reported, and goes all the same: the process ends.
+        A chat that cannot be saved is reported, and goes all the same: the process ends. Who is
+        cancelled while waiting for the end does not stop it; who comes later waits for the same one.
 
         Args:
             grace: seconds to wait for chats that are in use.
         """
-        if self._closed:
-            return
-        self._closed = True
+        last = self._closing
+        failed = last is not None and last.done() and (last.cancelled() or last.exception())
+        if last is None or failed:
+            last = self._closing = asyncio.create_task(self._close(grace), name="runtime closes")
+        await asyncio.shield(last)
+
+    async def _close(self, grace: float) -> None:
         try:
             async with asyncio.timeout(grace):
                 await self._nobody.wait()
@@ -368,4 +373,5 @@ class AdkRuntime:
                 self._live.remove(live, "the service shut down; it could not be saved")
         await self._shared.close()
         for registry in (self.chats, self.user_chats, self.runners, self.agents, self.creations):
-            self._host.remove(registry)
+            if registry.host is not None:
+                self._host.remove(registry)

@@ -3,8 +3,9 @@
 A runner stands for its agent: both have the name of the configuration, and since closing a runner
 closes the toolsets and plugins of its agent, the agent goes with it and is made anew when it is wanted
 again. While one is being made, the task that makes it stands in a registry of its own; whoever asks
-meanwhile waits for it, and one who gives up waiting does not stop it for the others. A failure reaches
-all who waited, and is not remembered.
+meanwhile waits for it. One who gives up waiting does not stop it for the others; when the last one does,
+it is stopped, so that nothing is stuck behind a factory that hangs. A failure reaches all who waited, and
+is not remembered.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from adapters.adk.live_sessions import until_ended
 from adapters.entry import Entry
 from adapters.host import Host
 from adapters.logs import get_logger
-from store.errors import LimitReached, PolicyError
+from store.errors import LimitReached, NotAlive, PolicyError
 
 log = get_logger("adapters.adk.runtime")
 
 _CLOSE_SECONDS = 30.0
+_STOP_SECONDS = 5.0
 
 AgentFactory = Callable[[Any], BaseAgent | App | Awaitable[BaseAgent | App]]
 """Makes an agent, or an app around one, from a configuration; may be a coroutine function."""
@@ -68,11 +70,25 @@ class AgentKey:
 
 @dataclass(slots=True)
 class Creation:
-    """An agent that is being made, and how many wait for it."""
+    """An agent that is being made.
+
+    Attributes:
+        key: of its configuration.
+        task: that makes it.
+        waiting: how many wait for it.
+        has_room: it is the factory's turn; what had to make room for it is closed.
+        stopped: nobody wanted it any more.
+    """
 
     key: AgentKey
     task: asyncio.Task[None]
     waiting: int = 0
+    has_room: bool = False
+    stopped: bool = False
+
+    def stop(self) -> None:
+        self.stopped = True
+        self.task.cancel()
 
 
 @dataclass(slots=True)
@@ -129,6 +145,7 @@ class SharedRunners:
         self._hash_of = hash_of
         self._most = most
         self._release = release
+        self._closed = False
         self.agents = host.registry("agent", name="agents", teardown=_nothing)
         self.runners = host.registry(
             "runner", name="runners", uses=lambda id, _: [f"agent/{id}"], teardown=self.end
@@ -178,9 +195,12 @@ class SharedRunners:
 
         Raises:
             LimitReached: there are as many as may be, and an open chat has each of them.
+            NotAlive: they are being closed.
             Exception: what `create_agent` raised.
         """
         while self.live(key) is None:
+            if self._closed:
+                raise NotAlive("the runtime is closed")
             if (entry := self._host.entries.get(f"runner/{key.id}")) is not None:
                 await until_ended(self._host, entry)
                 continue
@@ -198,9 +218,13 @@ class SharedRunners:
             # Until all who wait have it in hand it makes room for nobody.
             creation.waiting += 1
             try:
-                await asyncio.shield(creation.task)
+                await asyncio.wait([creation.task])
             finally:
                 creation.waiting -= 1
+                if creation.has_room and not (creation.waiting or creation.task.done()):
+                    creation.stop()
+            if not creation.stopped:
+                creation.task.result()
 
     def _created(self, id: str, done: asyncio.Task[None]) -> None:
         self.creations.pop(id, None)
@@ -284,12 +308,19 @@ class SharedRunners:
     async def _create(self, key: AgentKey, victim: Entry | None) -> None:
         if victim is not None:
             await self._make_room(victim)
+        creation = self.creations[key.id]
+        if not creation.waiting:
+            return
+        creation.has_room = True
         made = self._create_agent(key.config)
         agent = await made if inspect.isawaitable(made) else made
         options: dict[str, Any] = {"app_name": self._app_name, **self._runner_options}
         options["app" if isinstance(agent, App) else "agent"] = agent
         runner = Runner(session_service=self._session_service, **options)
-        self.agents[key.id] = SharedAgent(key, agent, self.creations[key.id])
+        if creation.stopped:
+            await runner.close()  # The factory did not hear of it.
+            return
+        self.agents[key.id] = SharedAgent(key, agent, creation)
         self.runners[key.id] = runner
 
     async def end(self, id: str, runner: Runner, reason: str | None = None) -> None:
@@ -313,11 +344,17 @@ class SharedRunners:
             self.agents.pop(id, None)
 
     async def close(self) -> None:
-        """Waits for creations, then closes all runners; one that fails is reported and let go."""
-        while self.creations:
-            tasks = [creation.task for creation in self.creations.values()]
-            await asyncio.wait(tasks)
-            await asyncio.sleep(0)
+        """Stops creations, then closes all runners; one that fails is reported and let go."""
+        self._closed = True
+        if tasks := [creation.task for creation in self.creations.values()]:
+            await asyncio.sleep(
+                0
+            )  # Each has begun: one that is to make room has to hear of its end.
+            for creation in list(self.creations.values()):
+                creation.stop()
+            _, hanging = await asyncio.wait(tasks, timeout=_STOP_SECONDS)
+            for task in hanging:
+                log.warning("an agent is still being made at the end", creation=task.get_name())
         for id, runner in list(self.runners.items()):
             try:
                 await self.end(id, runner)

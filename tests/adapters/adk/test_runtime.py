@@ -224,12 +224,26 @@ class TestAgents:
                 return await say(chat, "hello")
 
         first, second = asyncio.create_task(begin(1)), asyncio.create_task(begin(2))
-        await eventually(lambda: workshop.made)
+        await eventually(lambda: [c.waiting for c in runtime.creations.values()] == [2])
         first.cancel()
         await eventually(first.done)
         gate.set()
         assert "hello" in await second
         assert workshop.made == ["cook"]
+
+    async def test_a_creation_that_nobody_waits_for_is_stopped(
+        self, runtime: AdkRuntime, workshop: Workshop
+    ) -> None:
+        """A factory that hangs does not stand in the way of the next one who asks."""
+        workshop.before = asyncio.Event().wait
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05), runtime.chat("c", "u", COOK):
+                pass
+        workshop.before = None
+        async with runtime.chat("c", "u", COOK) as chat:
+            await say(chat, "hello")
+        assert workshop.made == ["cook", "cook"]
+        assert not runtime.creations
 
     async def test_a_failed_creation_is_not_remembered(
         self, runtime: AdkRuntime, workshop: Workshop, host: Host

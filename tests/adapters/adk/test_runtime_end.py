@@ -172,6 +172,45 @@ class TestEnd:
         assert not host.registries
         assert not host.indexes
 
+    async def test_closing_is_not_stopped_by_who_gives_up_waiting(
+        self, make_runtime: Callable[..., AdkRuntime], host: Host, sessions: BaseSessionService
+    ) -> None:
+        """A cancelled `close` refuses new chats from then on, and the next one waits for the same end."""
+        runtime = make_runtime()
+        async with runtime.chat("idle", "u", COOK) as chat:
+            await say(chat, "remember me")
+        async with runtime.chat("busy", "u", COOK):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await runtime.close()
+            with pytest.raises(NotAlive, match="closed"):
+                async with runtime.chat("new", "u", COOK):
+                    pass
+            assert len(runtime.chats) == 2
+        await runtime.close()
+        assert is_empty(runtime)
+        assert not host.registries
+        assert await get_recovery_store(host).load("chat", "u", "idle") is not None
+
+    async def test_closing_does_not_wait_for_an_agent_that_is_never_made(
+        self, make_runtime: Callable[..., AdkRuntime], workshop: Workshop
+    ) -> None:
+        """Whoever still waits for it when the grace is over is told that the runtime is closed."""
+        runtime = make_runtime()
+        workshop.before = asyncio.Event().wait
+
+        async def begin() -> None:
+            async with runtime.chat("c", "u", COOK):
+                pass
+
+        beginning = asyncio.create_task(begin())
+        await eventually(lambda: workshop.made)
+        async with asyncio.timeout(5):
+            await runtime.close(grace=0.01)
+            with pytest.raises(NotAlive, match="closed"):
+                await beginning
+        assert is_empty(runtime)
+
     async def test_it_can_be_made_again(self, make_runtime: Callable[..., AdkRuntime]) -> None:
         """A closed runtime leaves the host free for another."""
         for _ in range(2):
