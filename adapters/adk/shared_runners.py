@@ -23,7 +23,7 @@ from google.adk.sessions import BaseSessionService
 
 from adapters.adk.agent_config import canonical, config_id
 from adapters.adk.chat_limits import TO_MAKE_ROOM
-from adapters.adk.live_sessions import until_ended
+from adapters.adk.live_sessions import short, until_ended
 from adapters.entry import Entry
 from adapters.host import Host
 from adapters.logs import get_logger
@@ -153,13 +153,13 @@ class SharedRunners:
         self.creations = host.registry("agent_creation", name="creations", teardown=_nothing)
 
     def key(self, config: Any) -> AgentKey:
-        """The name under which a configuration is shared; another for each configuration.
+        """The name under which a configuration is shared; another for each configuration and app.
 
         Raises:
             ValueError: it contains itself.
         """
         text = canonical(config)
-        name = id = self._hash_of(text)
+        name = id = f"{short(self._app_name)}-{self._hash_of(text)}"
         number = 1
         while (other := self._text_of(id)) is not None and other != text:
             number += 1
@@ -172,8 +172,12 @@ class SharedRunners:
 
     def live(self, key: AgentKey) -> Entry | None:
         """The runner of a configuration, if it is there and not being torn down."""
-        entry = self._host.entries.get(f"runner/{key.id}")
+        entry = self._entry(key.id)
         return None if entry is None or entry.terminating else entry
+
+    def _entry(self, id: str) -> Entry | None:
+        entry = self._host.entries.get(f"runner/{id}")
+        return entry if entry is not None and entry.registry is self.runners else None
 
     def attach(self, runner: Entry) -> None:
         """A chat that is open has this runner: it does not make room, and is the latest used."""
@@ -201,7 +205,7 @@ class SharedRunners:
         while self.live(key) is None:
             if self._closed:
                 raise NotAlive("the runtime is closed")
-            if (entry := self._host.entries.get(f"runner/{key.id}")) is not None:
+            if (entry := self._entry(key.id)) is not None:
                 await until_ended(self._host, entry)
                 continue
             creation = self.creations.get(key.id)
@@ -241,13 +245,13 @@ class SharedRunners:
         return len(alive) >= self._most
 
     def _makes_room(self, id: str) -> bool:
-        entry = self._host.entries.get(f"runner/{id}")
+        entry = self._entry(id)
         return entry is not None and entry.terminating == TO_MAKE_ROOM
 
     def _oldest_idle(self, tried: Collection[str] = ()) -> Entry | None:
         """The runner that was not used for the longest time and that nobody has; it is marked."""
         for id in self.runners:
-            entry = self._host.entries.get(f"runner/{id}")
+            entry = self._entry(id)
             if entry is None or entry.terminating or entry.holders or entry.ref in tried:
                 continue
             if self.agents[id].wanted:
@@ -264,7 +268,7 @@ class SharedRunners:
             LimitReached: there is none: all are in use.
         """
         for id in self.runners:
-            entry = self._host.entries.get(f"runner/{id}")
+            entry = self._entry(id)
             if entry is not None and entry.terminating and entry.terminating != TO_MAKE_ROOM:
                 await until_ended(self._host, entry)
                 return

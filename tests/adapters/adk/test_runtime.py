@@ -181,6 +181,21 @@ class TestAgents:
         assert workshop.made == ["cook", "cook"]
         assert len(runtime.runners) == len(runtime.agents) == 2
 
+    async def test_apps_on_one_host_have_agents_of_their_own(
+        self, make_runtime: Callable[..., AdkRuntime], workshop: Workshop
+    ) -> None:
+        """Runtimes of two apps share a host, and chat ids, but no runner: it belongs to its app."""
+        kitchen, office = make_runtime(app_name="kitchen"), make_runtime(app_name="office")
+        async with kitchen.chat("c", "u", COOK) as one, office.chat("c", "u", COOK) as two:
+            assert one.ref != two.ref
+            assert (one.runner.app_name, two.runner.app_name) == ("kitchen", "office")
+            await say(one, "hello")
+            await say(two, "hello")
+        assert workshop.made == ["cook", "cook"]
+        await kitchen.close()
+        async with office.chat("c", "u", COOK) as two:
+            assert "hello" in await say(two, "again")
+
     async def test_names_that_collide_are_told_apart(
         self, make_runtime: Callable[..., AdkRuntime], workshop: Workshop
     ) -> None:
@@ -191,7 +206,7 @@ class TestAgents:
                 await say(chat, "hello")
                 assert chat.runner.agent.name == config["name"]
         assert workshop.made == ["cook", "clerk"]
-        assert sorted(runtime.runners) == ["same", "same-2"]
+        assert sorted(runtime.runners) == ["chat-same", "chat-same-2"]
 
     async def test_created_once_however_many_ask(
         self, runtime: AdkRuntime, workshop: Workshop
