@@ -67,6 +67,41 @@ class LiveChat:
         return tuple(dict.fromkeys((*self.runners, *last)))
 
 
+class _Run:
+    """One answer on its way.
+
+    Attributes:
+        events: what `send` gave out.
+        sender: the task that called `send`.
+        reader: the one that asked for an event last; None when nobody has yet.
+    """
+
+    __slots__ = ("events", "reader", "sender")
+
+    def __init__(self) -> None:
+        self.events: AsyncGenerator[Event, None] | None = None
+        self.sender = asyncio.current_task()
+        self.reader: asyncio.Task[Any] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.events is None or self.events.ag_frame is None  # type: ignore[attr-defined]
+
+    async def close(self) -> None:
+        if self.events is not None:
+            await self.events.aclose()
+
+    def is_left_for(self, other: _Run) -> bool:
+        """It stands at an event, and who got that is about another run now."""
+        if self.reader is None or self.is_over or self.events.ag_running:  # type: ignore[union-attr]
+            return False
+        about_the_other = (other.sender, other.reader)
+        if not self.reader.done():
+            return self.reader in about_the_other
+        # It was read under `wait_for`, which makes a task for each event, or its reader has ended.
+        return self.sender is None or self.sender.done() or self.sender in about_the_other
+
+
 class Chat:
     """A chat in hand: `async with runtime.chat(...) as chat`.
 
@@ -86,7 +121,7 @@ class Chat:
         self._live: LiveChat | None = None
         self._entry: Entry | None = None
         self._runner: Entry | None = None
-        self._runs: list[AsyncGenerator[Event, None]] = []
+        self._runs: list[_Run] = []
 
     async def __aenter__(self) -> Self:
         if self._live is not None:
@@ -105,7 +140,7 @@ class Chat:
             for run in self._runs:
                 # One that another task is just reading ends with that task.
                 with contextlib.suppress(RuntimeError):
-                    await run.aclose()
+                    await run.close()
         finally:
             self._runs = []
             await self._runtime.leave(live, entry, runner)
@@ -137,7 +172,7 @@ class Chat:
         """Says something, and yields the events of the answer as ADK's runner yields them.
 
         Messages of one chat are answered one after the other, whoever sends them. A run that is not
-        read to its end is closed with the chat.
+        read to its end is closed with the chat, or when the task that read it begins to read another.
 
         Args:
             message: text, or content with parts of any sort.
@@ -151,18 +186,25 @@ class Chat:
         live = self._open()
         if isinstance(message, str):
             message = types.Content(role="user", parts=[types.Part(text=message)])
-        self._runs = [run for run in self._runs if run.ag_frame is not None]  # type: ignore[attr-defined]
-        run = self._run(live, message, run_config, state_delta)
+        self._runs = [run for run in self._runs if not run.is_over]
+        run = _Run()
+        run.events = self._answer(run, live, message, run_config, state_delta)
         self._runs.append(run)
-        return run
+        return run.events
 
-    async def _run(
+    async def _answer(
         self,
+        this: _Run,
         live: LiveChat,
         message: types.Content,
         run_config: RunConfig | None,
         state_delta: dict[str, Any] | None,
     ) -> AsyncGenerator[Event, None]:
+        this.reader = asyncio.current_task()
+        for left in [run for run in self._runs if run.is_left_for(this)]:
+            await (
+                left.close()
+            )  # It has the turn, and nobody else would end it before the chat does.
         async with live.turn:
             run = self.runner.run_async(
                 user_id=self.user_id,
@@ -175,6 +217,7 @@ class Chat:
                 async with aclosing(run):
                     async for event in run:
                         yield event
+                        this.reader = asyncio.current_task()
             except SessionNotFoundError:
                 live.ready = False  # Deleted, or expired: who opens the chat next begins anew.
                 raise

@@ -7,8 +7,10 @@ ephemeral, or was to be deleted.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Literal
 
+from google.adk.errors.already_exists_error import AlreadyExistsError
 from google.adk.sessions import BaseSessionService, InMemorySessionService
 
 from adapters.adk.live_sessions import Identity
@@ -71,7 +73,9 @@ class Conversations:
                 app_name=app, user_id=user, session_id=chat, config=WITHOUT_EVENTS
             )
         if held is None:
-            await self._service.create_session(app_name=app, user_id=user, session_id=chat)
+            # Another process may have made it in between; then it is there.
+            with contextlib.suppress(AlreadyExistsError):
+                await self._service.create_session(app_name=app, user_id=user, session_id=chat)
 
     async def save(self, identity: Identity, agent: str | None) -> None:
         """Writes the recovery record, with the transcript where only this process has it.

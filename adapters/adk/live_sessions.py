@@ -2,7 +2,8 @@
 
 The session service, the plugin and the runtime may all speak of the same session; here it gets one
 name, `session/<id>`, whoever speaks first. ADK's session ids are unique per app and user only, so the
-second of two that share an id in one process is named `session/<id>@<user>@<app>`.
+second of two that share an id in one process is named `session/<id>@<user>@<app>`, percent-encoded where
+one of them has an `@`; so is one whose id looks like such a name.
 
 What stands here is the session as a resource. Its teardown ends what this process keeps for it; the
 conversation is another matter, see docs/session-service.md.
@@ -40,16 +41,34 @@ def short(text: str) -> str:
 
 
 def session_ref(host: Holdings, identity: Identity) -> str:
-    """The reference of a session on this host, whether it is alive or would be new."""
-    app, user, id = identity
-    plain = f"session/{short(id)}"
-    full = f"{plain}@{short(user)}@{short(app)}"
-    if full in host.entries:
+    """The reference of a session on this host, whether it is alive or would be new.
+
+    It is never that of another session, however its id is spelt.
+    """
+    name = short(identity[2])
+    plain = f"session/{name}"
+    there = host.entries.get(plain)
+    if there is not None and _identity_of(there) == identity:
+        return plain
+    full = "session/" + "@".join(map(_part, reversed(identity)))
+    own = host.entries.get(full)
+    if own is not None and _identity_of(own) == identity:
         return full
-    entry = host.entries.get(plain)
+    if there is None:
+        # An id that could be the full name of another session has no short one.
+        return full if name.count("@") == 2 else plain
     # What a service observes itself under this id has no identity of ours; it is taken for the same.
-    taken = entry is not None and getattr(entry.obj, "identity", identity) != identity
-    return full if taken else plain
+    return plain if _identity_of(there) is None else full
+
+
+def _identity_of(entry: Entry) -> Identity | None:
+    identity: Identity | None = getattr(entry.obj, "identity", None)
+    return identity
+
+
+def _part(text: str) -> str:
+    """A text as a part of a full name: no other text gives the same, and there is no `@` in it."""
+    return short(text.replace("%", "%25").replace("@", "%40").replace("#", "%23"))
 
 
 async def until_ended(host: Host, entry: Entry) -> None:

@@ -87,7 +87,13 @@ class LifecyclePlugin(BasePlugin):
             begun: concurrent.futures.Future[_Run | None] = concurrent.futures.Future()
             if not host.call(self._begin, host, invocation_context, begun):
                 return None  # The host has ended.
-            run = await asyncio.wrap_future(begun)
+            try:
+                # In the thread of the host it is done: to wait for it would be a moment in which a
+                # cancellation finds a run that is held and that nobody watches.
+                run = begun.result() if begun.done() else await asyncio.wrap_future(begun)
+            except asyncio.CancelledError:
+                begun.add_done_callback(partial(_let_go, host))
+                raise
             if run is not None:
                 self._watch(host, invocation_context, run)
                 return None
@@ -118,6 +124,8 @@ class LifecyclePlugin(BasePlugin):
         begun: concurrent.futures.Future[_Run | None],
     ) -> None:
         """Marks what a run uses; answers None while its session is just being torn down."""
+        if not begun.set_running_or_notify_cancel():
+            return  # It was cancelled before it began.
         session = context.session
         identity = (session.app_name, session.user_id, session.id)
         entry = host.entries.get(session_ref(host, identity))
@@ -233,6 +241,14 @@ class _Run:
         held, self._held = self._held, []
         for entry in held:
             self.host.end_use(entry)
+
+
+def _let_go(host: Host, begun: concurrent.futures.Future[_Run | None]) -> None:
+    """Ends a run that began when nobody waited for it any more."""
+    if begun.cancelled() or begun.exception() is not None:
+        return
+    if (run := begun.result()) is not None:
+        host.call(run.end)
 
 
 class _Unobserved:

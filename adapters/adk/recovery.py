@@ -128,7 +128,8 @@ async def load_archived_session(
 
     Args:
         recovery: where from.
-        service: where to. One that has the session is left as it is.
+        service: where to. One that has the session is left as it is, unless it has only the beginning,
+            because it was cut short when it was brought back: then the rest follows.
         app_name: of the session.
         user_id: of the session.
         session_id: of the session.
@@ -142,11 +143,11 @@ async def load_archived_session(
     """
     names = {"app_name": app_name, "user_id": user_id, "session_id": session_id}
     held = await service.get_session(**names, config=WITHOUT_EVENTS)
-    if held is not None:
+    if held is not None and keeps_in_memory(service):
         return held
     record = await recovery.load(app_name, user_id, session_id)
     if record is None or record.transcript is None:
-        return None
+        return held
     return await _bring_back(service, record, f"load_archived_session of session/{session_id}")
 
 
@@ -157,7 +158,8 @@ async def restore_session(service: BaseSessionService, archived: bytes) -> Sessi
     the events no longer say how they changed them.
 
     Args:
-        service: where to. If it has a session of that name, that one is left as it is.
+        service: where to. If it has a session of that name, that one is left as it is, unless it is the
+            beginning of this one, because an earlier attempt was cut short: then the rest follows.
         archived: the file, whose place is in the log: `agent-reconciler log --resource
             conversation/APP/USER/ID`.
 
@@ -167,6 +169,7 @@ async def restore_session(service: BaseSessionService, archived: bytes) -> Sessi
     Raises:
         ArchiveError: it is not such a file, or some of it is missing; nothing was changed.
         MalformedEntry: an event that this version of ADK cannot read; nothing was changed.
+        RedisUnavailable: Redis does not answer; the same call again goes on where this one stopped.
     """
     about, lines = read_archived(archived)
     record = RecoveryRecord(
@@ -178,39 +181,53 @@ async def restore_session(service: BaseSessionService, archived: bytes) -> Sessi
         transcript=tuple(json.dumps(line["e"]) for line in lines),
         updated_at=about["updated_at"],
     )
-    names = {"app_name": record.app, "user_id": record.user, "session_id": record.session}
-    held = await service.get_session(**names, config=WITHOUT_EVENTS)
-    if held is not None:
-        return held
     return await _bring_back(service, record, f"restore_session of session/{record.session}")
 
 
 async def _bring_back(service: BaseSessionService, record: RecoveryRecord, where: str) -> Session:
-    """Makes a session of a record with a transcript."""
+    """Makes a session of a record with a transcript, or goes on with one that was cut short."""
     names = {"app_name": record.app, "user_id": record.user, "session_id": record.session}
     # Decoded before anything is created: a record that cannot be read changes nothing.
     events = [decode_event(text.encode(), where=where) for text in record.transcript or ()]
-    state = await _state_for(service, record)
-    session = await service.create_session(**names, state=state)
+    session = await service.get_session(**names, config=None)
+    if session is None:
+        session = await service.create_session(**names, state=await _state_for(service, record))
+        missing = events
+    else:
+        missing = _missing(session, record, events)
     if isinstance(service, InMemorySessionService):
         # Not by append_event: that would apply each state change of old once more, over newer state
         # of the user and the app.
-        stored = service.sessions[record.app][record.user][session.id]
-        stored.events.extend(events)
-        stored.last_update_time = record.updated_at
+        if missing:
+            stored = service.sessions[record.app][record.user][session.id]
+            stored.events.extend(missing)
+            stored.last_update_time = record.updated_at
     else:
-        for event in events:
+        for event in missing:
             await service.append_event(session, _without_shared(event))
     found = await service.get_session(**names, config=WITHOUT_EVENTS)
     return session if found is None else found
+
+
+def _missing(session: Session, record: RecoveryRecord, events: list[Event]) -> list[Event]:
+    """What a session lacks that has the beginning of these events; nothing if it is another one."""
+    held = [event.id for event in session.events]
+    if held != [event.id for event in events[: len(held)]]:
+        return []
+    if not held and _own(session.state) != _own(record.state):
+        return []  # Somebody began anew.
+    return events[len(held) :]
+
+
+def _own(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if not key.startswith(_SHARED)}
 
 
 def _without_shared(event: Event) -> Event:
     changes = event.actions.state_delta
     if not any(key.startswith(_SHARED) for key in changes):
         return event
-    kept = {key: value for key, value in changes.items() if not key.startswith(_SHARED)}
-    actions = event.actions.model_copy(update={"state_delta": kept})
+    actions = event.actions.model_copy(update={"state_delta": _own(changes)})
     return event.model_copy(update={"actions": actions})
 
 

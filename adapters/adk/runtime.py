@@ -104,7 +104,7 @@ class AdkRuntime:
         self._open_chats = 0
         self._nobody = asyncio.Event()
         self._nobody.set()
-        self._closed = False
+        self._closing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -163,8 +163,9 @@ class AdkRuntime:
             if live.uses() != before:
                 self._host.link(entry.ref, uses=live.uses())
         except BaseException:
-            self._end_use(live, entry)
-            if not live.ready and not entry.in_use and self._live.has(live, entry):
+            await self._let_go(live, entry)
+            unused = not entry.in_use and live.ending is None and self._live.has(live, entry)
+            if unused and not live.ready:
                 self._live.remove(live, "it could not be opened")
             raise
         return live, entry, runner
@@ -172,7 +173,7 @@ class AdkRuntime:
     async def _acquire(self, identity: Identity) -> tuple[LiveChat, Entry, list[Victim]]:
         """Finds or makes a chat and marks it as in use; with it those that have to make room."""
         while True:
-            if self._closed:
+            if self._closing is not None:
                 raise NotAlive("the runtime is closed")
             ref = session_ref(self._host, identity)
             entry = self._host.entries.get(ref)
@@ -191,6 +192,13 @@ class AdkRuntime:
                     continue
                 entry = self._live.add(identity, ref)
             live: LiveChat = entry.obj
+            if live.ending is not None and not entry.in_use:
+                # It could not be ended when its last user left; what is said now is another matter.
+                if live.ending:
+                    entry.terminating = _BY_CLOSE
+                    await self._end(live, entry, _BY_CLOSE, delete=True)
+                    continue
+                live.ending = None
             self._host.begin_use(ref)
             self._open_chats += 1
             self._nobody.clear()
@@ -206,19 +214,22 @@ class AdkRuntime:
         alive = self._live.has(live, entry)
         if alive and live.uses() != before:
             self._host.link(entry.ref, uses=live.uses())
-        self._end_use(live, entry)
-        if alive and live.ending is not None and not entry.in_use and not entry.terminating:
+        await self._let_go(live, entry)
+
+    async def _let_go(self, live: LiveChat, entry: Entry) -> None:
+        """One less has it open; the last one does what was put off until then."""
+        self._host.end_use(entry)
+        self._open_chats -= 1
+        if not self._open_chats:
+            self._nobody.set()
+        if entry.in_use or entry.terminating or not self._live.has(live, entry):
+            return
+        if live.ending is not None:
             entry.terminating = _BY_CLOSE
             try:
                 await self._end(live, entry, _BY_CLOSE, delete=live.ending)
             except Exception as error:
                 self._report(entry, error)
-
-    def _end_use(self, live: LiveChat, entry: Entry) -> None:
-        self._host.end_use(entry)
-        self._open_chats -= 1
-        if not self._open_chats:
-            self._nobody.set()
 
     # --- the end of a chat ----------------------------------------------------------------------
 
@@ -251,7 +262,8 @@ class AdkRuntime:
         live, entry = found
         if entry.terminating:
             await until_ended(self._host, entry)
-            return await self.end_chat(chat_id, user_id=user_id, delete=delete) or True
+            await self.end_chat(chat_id, user_id=live.identity[1], delete=delete)
+            return True
         if entry.in_use:
             live.ending = delete or bool(live.ending)
             return True
@@ -298,10 +310,9 @@ class AdkRuntime:
         try:
             if not delete:
                 await self._save(entry.key, live)
-                live.ready = False  # As in `_teardown`.
-                await self._data.let_go(live.identity)
-            else:
-                await self._data.delete(live.identity)
+            # From here on the chat may have lost its data, and looks for it anew if it stays after all.
+            live.ready = False
+            await (self._data.delete if delete else self._data.let_go)(live.identity)
         except BaseException:
             if self._host.entries.get(entry.ref) is entry:
                 entry.terminating = ""
@@ -313,9 +324,7 @@ class AdkRuntime:
 
     async def _teardown(self, _: str, live: LiveChat) -> None:
         """What the reconciler's order does, after `_save`."""
-        live.ready = (
-            False  # If it is cut short the chat may stay, and has to look for its data anew.
-        )
+        live.ready = False  # As in `_end`.
         await self._data.let_go(live.identity)
         self._live.remove(live)
 
@@ -329,14 +338,19 @@ class AdkRuntime:
     async def close(self, grace: float = GRACE_SECONDS) -> None:
         """Ends in order: no new chats, those in use finish, then all chats, runners and agents.
 
-        A chat that cannot be saved is reported, and goes all the same: the process ends.
+        A chat that cannot be saved is reported, and goes all the same: the process ends. Who is
+        cancelled while waiting for the end does not stop it; who comes later waits for the same one.
 
         Args:
             grace: seconds to wait for chats that are in use.
         """
-        if self._closed:
-            return
-        self._closed = True
+        last = self._closing
+        failed = last is not None and last.done() and (last.cancelled() or last.exception())
+        if last is None or failed:
+            last = self._closing = asyncio.create_task(self._close(grace), name="runtime closes")
+        await asyncio.shield(last)
+
+    async def _close(self, grace: float) -> None:
         try:
             async with asyncio.timeout(grace):
                 await self._nobody.wait()
@@ -359,4 +373,5 @@ class AdkRuntime:
                 self._live.remove(live, "the service shut down; it could not be saved")
         await self._shared.close()
         for registry in (self.chats, self.user_chats, self.runners, self.agents, self.creations):
-            self._host.remove(registry)
+            if registry.host is not None:
+                self._host.remove(registry)

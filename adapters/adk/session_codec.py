@@ -21,6 +21,7 @@ from store.errors import MalformedEntry, NotJson, TooLarge
 
 _STATE_FIELD = b"="
 _WRITE_JSON = Event.__pydantic_serializer__.to_json
+_AS_PLAIN = Event.__pydantic_serializer__.to_python
 _READ_JSON = Event.__pydantic_validator__.validate_json
 
 
@@ -128,8 +129,7 @@ def _plain(value: Any, path: str) -> Any:
         case None | bool() | int() | str():
             return value
         case float():
-            if not math.isfinite(value):
-                raise _NoJson(f"{path} is {value}, and JSON has no such number")
+            _check_numbers(value, path)
             return value
         case list() | tuple():
             return [_plain(item, f"{path}[{i}]") for i, item in enumerate(value)]
@@ -146,6 +146,20 @@ def _plain(value: Any, path: str) -> Any:
                 raise _NoJson(f"{path} is a model that has no JSON form ({error})") from None
         case _:
             raise _NoJson(f"{path} is a {type(value).__name__}")
+
+
+def _check_numbers(value: Any, path: str) -> None:
+    """Refuses an infinity or NaN, wherever it is in a value."""
+    match value:
+        case float():
+            if not math.isfinite(value):
+                raise _NoJson(f"{path} is {value}, and JSON has no such number")
+        case dict():
+            for key, item in value.items():
+                _check_numbers(item, f"{path}[{key!r}]")
+        case list() | tuple() | set() | frozenset():
+            for number, item in enumerate(value):
+                _check_numbers(item, f"{path}[{number}]")
 
 
 def plain_state(state: Mapping[str, Any], *, where: str) -> dict[str, Any]:
@@ -187,11 +201,19 @@ def encode_event(event: Event, *, where: str, limit: int) -> bytes:
     """An event as the JSON that is stored.
 
     Raises:
-        NotJson: something in it has no JSON form.
+        NotJson: something in it has no JSON form, such as an infinity; the message says where.
         TooLarge: the JSON has more than `limit` bytes.
     """
     try:
         text = _WRITE_JSON(event, exclude_none=True)
+        if b"null" in text:
+            # Perhaps an infinity or NaN, of which pydantic makes null without a word.
+            _check_numbers(_AS_PLAIN(event, exclude_none=True), "it")
+    except _NoJson as problem:
+        raise NotJson(
+            f"{where}: event {event.id!r} of {event.author!r} cannot be stored: {problem}; nothing was "
+            "stored"
+        ) from None
     except (ValueError, TypeError, RecursionError) as error:
         cause = str(error).splitlines()[0]
         raise NotJson(

@@ -55,8 +55,8 @@ class RedisSessionService(BaseSessionService):
             then. By default each event is copied when it is looked at.
         accept_stale: an append through a copy that lacks events others appended goes through, as in
             ADK's in-memory service. By default it is refused with StaleSessionError.
-        ttl: seconds after its last use (create, open, append) at which a session is dropped, for all
-            apps or by app name; None keeps sessions for ever.
+        ttl: seconds after its last use (create, open, append, or a run that is on) at which a session
+            is dropped, for all apps or by app name; None keeps sessions for ever.
         max_event_bytes: the most that one event, or the state of one call, may take as JSON.
         on_lifecycle: called, in the event loop, when a session is created, opened and deleted. It must
             not block; what it raises is logged and goes no further.
@@ -398,8 +398,8 @@ class RedisSessionService(BaseSessionService):
 
     async def _still_used(self, identities: list[Identity]) -> None:
         """Sessions of this process are in use, whether or not anything is appended to them."""
-        keys = [self._session_keys(*identity) for identity in identities]
-        await self._stored.touch(keys, doing="noting sessions that are in use")
+        used = [(self._session_keys(*one), self._options.ttl_ms(one[0])) for one in identities]
+        await self._stored.touch(used, doing="noting sessions that are in use")
 
 
 def _identity(session: Session) -> Identity:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from redis.exceptions import RedisError
+
 from adapters.adk.live_sessions import Identity
 from adapters.adk.loop_stores import LoopStores
 from adapters.host import Host
 from store.errors import ReconcilerError
 from store.logs import get_logger
 from store.messages import SHORTEST_RETENTION
+from store.refusals import Unavailable
 
 log = get_logger("adapters.adk.sessions")
 
@@ -70,7 +73,8 @@ class SessionsInUse:
             if identities:
                 try:
                     await self._still_used(identities)
-                except ReconcilerError as error:
+                except (ReconcilerError, RedisError, *Unavailable) as error:
+                    # The next look may find Redis again, and must come before the retention ends.
                     log.warning("sessions in use are not noted", reason=str(error))
 
     async def stop(self) -> None:

@@ -3,8 +3,9 @@
 A runner stands for its agent: both have the name of the configuration, and since closing a runner
 closes the toolsets and plugins of its agent, the agent goes with it and is made anew when it is wanted
 again. While one is being made, the task that makes it stands in a registry of its own; whoever asks
-meanwhile waits for it, and one who gives up waiting does not stop it for the others. A failure reaches
-all who waited, and is not remembered.
+meanwhile waits for it. One who gives up waiting does not stop it for the others; when the last one does,
+it is stopped, so that nothing is stuck behind a factory that hangs. A failure reaches all who waited, and
+is not remembered.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ from google.adk.sessions import BaseSessionService
 
 from adapters.adk.agent_config import canonical, config_id
 from adapters.adk.chat_limits import TO_MAKE_ROOM
-from adapters.adk.live_sessions import until_ended
+from adapters.adk.live_sessions import short, until_ended
 from adapters.entry import Entry
 from adapters.host import Host
-from store.errors import LimitReached, PolicyError
+from store.errors import LimitReached, NotAlive, PolicyError
 from store.logs import get_logger
 
 log = get_logger("adapters.adk.runtime")
 
 _CLOSE_SECONDS = 30.0
+_STOP_SECONDS = 5.0
 
 AgentFactory = Callable[[Any], BaseAgent | App | Awaitable[BaseAgent | App]]
 """Makes an agent, or an app around one, from a configuration; may be a coroutine function."""
@@ -68,11 +70,25 @@ class AgentKey:
 
 @dataclass(slots=True)
 class Creation:
-    """An agent that is being made, and how many wait for it."""
+    """An agent that is being made.
+
+    Attributes:
+        key: of its configuration.
+        task: that makes it.
+        waiting: how many wait for it.
+        has_room: it is the factory's turn; what had to make room for it is closed.
+        stopped: nobody wanted it any more.
+    """
 
     key: AgentKey
     task: asyncio.Task[None]
     waiting: int = 0
+    has_room: bool = False
+    stopped: bool = False
+
+    def stop(self) -> None:
+        self.stopped = True
+        self.task.cancel()
 
 
 @dataclass(slots=True)
@@ -129,6 +145,7 @@ class SharedRunners:
         self._hash_of = hash_of
         self._most = most
         self._release = release
+        self._closed = False
         self.agents = host.registry("agent", name="agents", teardown=_nothing)
         self.runners = host.registry(
             "runner", name="runners", uses=lambda id, _: [f"agent/{id}"], teardown=self.end
@@ -136,13 +153,13 @@ class SharedRunners:
         self.creations = host.registry("agent_creation", name="creations", teardown=_nothing)
 
     def key(self, config: Any) -> AgentKey:
-        """The name under which a configuration is shared; another for each configuration.
+        """The name under which a configuration is shared; another for each configuration and app.
 
         Raises:
             ValueError: it contains itself.
         """
         text = canonical(config)
-        name = id = self._hash_of(text)
+        name = id = f"{short(self._app_name)}-{self._hash_of(text)}"
         number = 1
         while (other := self._text_of(id)) is not None and other != text:
             number += 1
@@ -155,8 +172,12 @@ class SharedRunners:
 
     def live(self, key: AgentKey) -> Entry | None:
         """The runner of a configuration, if it is there and not being torn down."""
-        entry = self._host.entries.get(f"runner/{key.id}")
+        entry = self._entry(key.id)
         return None if entry is None or entry.terminating else entry
+
+    def _entry(self, id: str) -> Entry | None:
+        entry = self._host.entries.get(f"runner/{id}")
+        return entry if entry is not None and entry.registry is self.runners else None
 
     def attach(self, runner: Entry) -> None:
         """A chat that is open has this runner: it does not make room, and is the latest used."""
@@ -178,10 +199,13 @@ class SharedRunners:
 
         Raises:
             LimitReached: there are as many as may be, and an open chat has each of them.
+            NotAlive: they are being closed.
             Exception: what `create_agent` raised.
         """
         while self.live(key) is None:
-            if (entry := self._host.entries.get(f"runner/{key.id}")) is not None:
+            if self._closed:
+                raise NotAlive("the runtime is closed")
+            if (entry := self._entry(key.id)) is not None:
                 await until_ended(self._host, entry)
                 continue
             creation = self.creations.get(key.id)
@@ -198,9 +222,13 @@ class SharedRunners:
             # Until all who wait have it in hand it makes room for nobody.
             creation.waiting += 1
             try:
-                await asyncio.shield(creation.task)
+                await asyncio.wait([creation.task])
             finally:
                 creation.waiting -= 1
+                if creation.has_room and not (creation.waiting or creation.task.done()):
+                    creation.stop()
+            if not creation.stopped:
+                creation.task.result()
 
     def _created(self, id: str, done: asyncio.Task[None]) -> None:
         self.creations.pop(id, None)
@@ -217,13 +245,13 @@ class SharedRunners:
         return len(alive) >= self._most
 
     def _makes_room(self, id: str) -> bool:
-        entry = self._host.entries.get(f"runner/{id}")
+        entry = self._entry(id)
         return entry is not None and entry.terminating == TO_MAKE_ROOM
 
     def _oldest_idle(self, tried: Collection[str] = ()) -> Entry | None:
         """The runner that was not used for the longest time and that nobody has; it is marked."""
         for id in self.runners:
-            entry = self._host.entries.get(f"runner/{id}")
+            entry = self._entry(id)
             if entry is None or entry.terminating or entry.holders or entry.ref in tried:
                 continue
             if self.agents[id].wanted:
@@ -240,7 +268,7 @@ class SharedRunners:
             LimitReached: there is none: all are in use.
         """
         for id in self.runners:
-            entry = self._host.entries.get(f"runner/{id}")
+            entry = self._entry(id)
             if entry is not None and entry.terminating and entry.terminating != TO_MAKE_ROOM:
                 await until_ended(self._host, entry)
                 return
@@ -284,12 +312,19 @@ class SharedRunners:
     async def _create(self, key: AgentKey, victim: Entry | None) -> None:
         if victim is not None:
             await self._make_room(victim)
+        creation = self.creations[key.id]
+        if not creation.waiting:
+            return
+        creation.has_room = True
         made = self._create_agent(key.config)
         agent = await made if inspect.isawaitable(made) else made
         options: dict[str, Any] = {"app_name": self._app_name, **self._runner_options}
         options["app" if isinstance(agent, App) else "agent"] = agent
         runner = Runner(session_service=self._session_service, **options)
-        self.agents[key.id] = SharedAgent(key, agent, self.creations[key.id])
+        if creation.stopped:
+            await runner.close()  # The factory did not hear of it.
+            return
+        self.agents[key.id] = SharedAgent(key, agent, creation)
         self.runners[key.id] = runner
 
     async def end(self, id: str, runner: Runner, reason: str | None = None) -> None:
@@ -313,11 +348,17 @@ class SharedRunners:
             self.agents.pop(id, None)
 
     async def close(self) -> None:
-        """Waits for creations, then closes all runners; one that fails is reported and let go."""
-        while self.creations:
-            tasks = [creation.task for creation in self.creations.values()]
-            await asyncio.wait(tasks)
-            await asyncio.sleep(0)
+        """Stops creations, then closes all runners; one that fails is reported and let go."""
+        self._closed = True
+        if tasks := [creation.task for creation in self.creations.values()]:
+            await asyncio.sleep(
+                0
+            )  # Each has begun: one that is to make room has to hear of its end.
+            for creation in list(self.creations.values()):
+                creation.stop()
+            _, hanging = await asyncio.wait(tasks, timeout=_STOP_SECONDS)
+            for task in hanging:
+                log.warning("an agent is still being made at the end", creation=task.get_name())
         for id, runner in list(self.runners.items()):
             try:
                 await self.end(id, runner)

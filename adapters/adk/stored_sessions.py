@@ -255,13 +255,22 @@ class StoredSessions:
             await note_app(store, self._keys, app.name)
             self._apps[app.name] = now
 
-    async def touch(self, sessions: Iterable[SessionKeys], *, doing: str) -> None:
-        """These are in use: their retention begins afresh. What is gone stays gone."""
+    async def touch(self, sessions: Iterable[tuple[SessionKeys, int]], *, doing: str) -> None:
+        """These are in use: retention and time to live begin afresh. What is gone stays gone.
+
+        Args:
+            sessions: keys, and time to live in ms; 0 is for ever.
+            doing: see the class.
+        """
+        calls = [(keys.all(), [keys.member, ttl]) for keys, ttl in sessions]
         store = await self._stores.open()
-        now = await store.now_ms()
-        await self._read(
-            [("ZADD", keys.app.used, "XX", "GT", now, keys.member) for keys in sessions], doing
-        )
+        try:
+            for start in range(0, len(calls), PAGE):
+                for answer in await store.scripts("session_used", calls[start : start + PAGE]):
+                    if isinstance(answer, Exception):
+                        raise answer
+        except (RedisError, *Unavailable) as error:
+            raise _failed(store, doing, error) from error
 
     async def _script(self, name: str, keys: SessionKeys, args: list[Any], doing: str) -> Any:
         store = await self._stores.open()

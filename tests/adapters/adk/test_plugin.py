@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -118,6 +119,36 @@ class TestRun:
         await service.model.waiting.wait()
         talking.cancel()
         await eventually(lambda: service.in_use == IDLE and service.plugin.runs == 0)
+
+    @pytest.mark.parametrize("turns", range(8))
+    async def test_let_go_when_cancelled_as_it_begins(self, service: Service, turns: int) -> None:
+        """In whichever turn of the loop it is cancelled, nothing stays in use."""
+        talking = asyncio.create_task(service.say("wait"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        talking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await talking
+        await eventually(lambda: service.in_use == IDLE and service.plugin.runs == 0)
+
+    async def test_let_go_when_cancelled_in_another_thread(
+        self, service: Service, host: Host
+    ) -> None:
+        """The host hears of the run when the loop that wanted it has given up already."""
+
+        async def given_up() -> None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await service.say("wait")
+
+        thread = threading.Thread(target=asyncio.run, args=(given_up(),))
+        thread.start()
+        thread.join()  # This loop, which is the host's, stands still meanwhile.
+        turned = asyncio.Event()
+        asyncio.get_running_loop().call_soon(turned.set)
+        await turned.wait()
+        assert service.in_use == IDLE
+        assert "session/s" not in host.entries
 
     async def test_let_go_when_it_takes_too_long(self, service: Service) -> None:
         """Also where the task that drove the run lives on, as after a time limit."""

@@ -62,6 +62,29 @@ class TestChat:
         await runtime.end_chat("c")
         assert not runtime.chats
 
+    async def test_no_chat_id_is_that_of_another_chat(
+        self, runtime: AdkRuntime, sessions: BaseSessionService, workshop: Workshop
+    ) -> None:
+        """An id that is spelt like the full name of somebody's chat neither takes its place nor lets
+        its owner touch this one."""
+        async with (
+            runtime.chat("x", "ann", COOK) as plain,
+            runtime.chat("x@bob@chat", "alice", COOK) as odd,
+            runtime.chat("x", "bob", COOK) as full,
+            runtime.chat("x%40bob", "chat", COOK) as encoded,
+        ):
+            assert len({chat.ref for chat in (plain, odd, full, encoded)}) == 4
+            await say(odd, "alice's plans")
+            await say(full, "what are her plans?")
+        assert workshop.model.shown[-1] == ["what are her plans?"]
+        await runtime.end_chat("x", user_id="bob", delete=True)
+        left = (await sessions.list_sessions(app_name="chat")).sessions
+        assert {(one.user_id, one.id) for one in left} == {
+            ("ann", "x"), ("alice", "x@bob@chat"), ("chat", "x%40bob"),
+        }  # fmt: skip
+        await runtime.end_chat("x@bob@chat")
+        assert len(runtime.chats) == 2
+
     async def test_a_run_that_fails_leaves_the_chat_usable(
         self, runtime: AdkRuntime, host: Host
     ) -> None:
@@ -97,6 +120,42 @@ class TestChat:
         with pytest.raises(NotAlive, match="not open"):
             chat.send("too late")
 
+    async def test_a_run_not_read_to_its_end_ends_with_the_next_message(
+        self, runtime: AdkRuntime
+    ) -> None:
+        """Who stops reading can speak again at once, also where each event was waited for with a limit."""
+        async with runtime.chat("c", "u", COOK) as chat, asyncio.timeout(5):
+            async for _ in chat.send("hello"):
+                break
+            left = chat.send("are you there?")
+            await asyncio.wait_for(anext(left), 5)
+            assert "and again" in await say(chat, "and again")
+
+    async def test_a_run_that_another_task_reads_is_waited_for(
+        self, runtime: AdkRuntime, workshop: Workshop
+    ) -> None:
+        """Two tasks that share one open chat are answered in turn, however slowly the first one reads."""
+        async with runtime.chat("c", "u", COOK) as chat:
+            got_one, go_on = asyncio.Event(), asyncio.Event()
+
+            async def read_slowly() -> list[Any]:
+                events = []
+                async for event in chat.send("first"):
+                    events.append(event)
+                    got_one.set()
+                    await go_on.wait()
+                return events
+
+            first = asyncio.create_task(read_slowly())
+            await got_one.wait()
+            second = asyncio.create_task(say(chat, "second"))
+            await asyncio.wait([second], timeout=0.05)
+            assert not second.done()
+            go_on.set()
+            assert len(await first) == 1
+            assert "second" in await second
+        assert [len(texts) for texts in workshop.model.shown] == [1, 3]
+
     async def test_a_session_that_was_deleted_elsewhere_begins_anew(
         self, runtime: AdkRuntime, sessions: BaseSessionService, workshop: Workshop
     ) -> None:
@@ -122,6 +181,21 @@ class TestAgents:
         assert workshop.made == ["cook", "cook"]
         assert len(runtime.runners) == len(runtime.agents) == 2
 
+    async def test_apps_on_one_host_have_agents_of_their_own(
+        self, make_runtime: Callable[..., AdkRuntime], workshop: Workshop
+    ) -> None:
+        """Runtimes of two apps share a host, and chat ids, but no runner: it belongs to its app."""
+        kitchen, office = make_runtime(app_name="kitchen"), make_runtime(app_name="office")
+        async with kitchen.chat("c", "u", COOK) as one, office.chat("c", "u", COOK) as two:
+            assert one.ref != two.ref
+            assert (one.runner.app_name, two.runner.app_name) == ("kitchen", "office")
+            await say(one, "hello")
+            await say(two, "hello")
+        assert workshop.made == ["cook", "cook"]
+        await kitchen.close()
+        async with office.chat("c", "u", COOK) as two:
+            assert "hello" in await say(two, "again")
+
     async def test_names_that_collide_are_told_apart(
         self, make_runtime: Callable[..., AdkRuntime], workshop: Workshop
     ) -> None:
@@ -132,7 +206,7 @@ class TestAgents:
                 await say(chat, "hello")
                 assert chat.runner.agent.name == config["name"]
         assert workshop.made == ["cook", "clerk"]
-        assert sorted(runtime.runners) == ["same", "same-2"]
+        assert sorted(runtime.runners) == ["chat-same", "chat-same-2"]
 
     async def test_created_once_however_many_ask(
         self, runtime: AdkRuntime, workshop: Workshop
@@ -165,12 +239,26 @@ class TestAgents:
                 return await say(chat, "hello")
 
         first, second = asyncio.create_task(begin(1)), asyncio.create_task(begin(2))
-        await eventually(lambda: workshop.made)
+        await eventually(lambda: [c.waiting for c in runtime.creations.values()] == [2])
         first.cancel()
         await eventually(first.done)
         gate.set()
         assert "hello" in await second
         assert workshop.made == ["cook"]
+
+    async def test_a_creation_that_nobody_waits_for_is_stopped(
+        self, runtime: AdkRuntime, workshop: Workshop
+    ) -> None:
+        """A factory that hangs does not stand in the way of the next one who asks."""
+        workshop.before = asyncio.Event().wait
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05), runtime.chat("c", "u", COOK):
+                pass
+        workshop.before = None
+        async with runtime.chat("c", "u", COOK) as chat:
+            await say(chat, "hello")
+        assert workshop.made == ["cook", "cook"]
+        assert not runtime.creations
 
     async def test_a_failed_creation_is_not_remembered(
         self, runtime: AdkRuntime, workshop: Workshop, host: Host

@@ -12,6 +12,7 @@ from adapters import Host
 from adapters.adk import AdkRuntime, get_recovery_store
 from store import EventLog, Store
 from store.errors import NotAlive
+from store.recovery import RecoveryStore
 from tests.adapters.adk.chats import CLERK, COOK, is_empty
 from tests.adapters.adk.talk import Workshop, say
 from tests.support import eventually, story
@@ -52,6 +53,76 @@ class TestEnd:
             assert await runtime.end_chat("c")
             assert "still here" in await say(chat, "still here")
         assert not runtime.chats
+
+    @pytest.mark.parametrize("delete", [False, True])
+    async def test_end_chat_while_an_opening_fails(
+        self, runtime: AdkRuntime, workshop: Workshop, sessions: BaseSessionService, delete: bool
+    ) -> None:
+        """It takes effect when the opening has failed, and not on what is said after that."""
+        async with runtime.chat("c", "u", COOK) as chat:
+            await say(chat, "one")
+        asked, gate = asyncio.Event(), asyncio.Event()
+
+        async def refuse() -> None:
+            asked.set()
+            await gate.wait()
+            raise RuntimeError("no agent today")
+
+        workshop.before = refuse
+
+        async def open_it() -> None:
+            async with runtime.chat("c", "u", CLERK):
+                pass
+
+        opening = asyncio.create_task(open_it())
+        await asked.wait()
+        assert await runtime.end_chat("c", delete=delete)
+        gate.set()
+        with pytest.raises(RuntimeError, match="no agent today"):
+            await opening
+        assert not runtime.chats
+        async with runtime.chat("c", "u", COOK) as chat:
+            await say(chat, "two")
+        assert workshop.model.shown[-1][0] == ("two" if delete else "one")
+        assert len((await sessions.list_sessions(app_name="chat")).sessions) == 1
+
+    async def test_end_chat_can_delete_one_that_is_being_ended(
+        self, runtime: AdkRuntime, sessions: BaseSessionService
+    ) -> None:
+        """Whose chat it is need not be said again: it was known when it was asked for."""
+        async with runtime.chat("c", "u", COOK) as chat:
+            await say(chat, "my secret")
+        answers = await asyncio.gather(runtime.end_chat("c"), runtime.end_chat("c", delete=True))
+        assert all(answers)
+        assert not (await sessions.list_sessions(app_name="chat")).sessions
+
+    async def test_a_deletion_that_fails(
+        self, runtime: AdkRuntime, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The chat stays and can be used, though half of it is gone; one that was put off until its
+        last user left is done before the next one comes."""
+
+        async def away(*_: object) -> None:
+            raise ConnectionError("Redis is away")
+
+        for put_off in (False, True):
+            async with runtime.chat("c", "u", COOK) as chat:
+                await say(chat, "my secret")
+                if put_off:
+                    monkeypatch.setattr(RecoveryStore, "purge", away)
+                    await runtime.end_chat("c", delete=True)
+            if not put_off:
+                monkeypatch.setattr(RecoveryStore, "purge", away)
+                with pytest.raises(ConnectionError):
+                    await runtime.end_chat("c", delete=True)
+            assert len(runtime.chats) == 1
+            monkeypatch.undo()
+            for text in ("hello", "again"):
+                async with runtime.chat("c", "u", COOK) as chat:
+                    await say(chat, text)
+            assert "my secret" not in workshop.model.shown[-1]
+            assert workshop.model.shown[-1][0] == "hello"
+            await runtime.end_chat("c", delete=True)
 
     async def test_ephemeral_conversations_go_with_their_chats(
         self, make_runtime: Callable[..., AdkRuntime], workshop: Workshop,
@@ -100,6 +171,45 @@ class TestEnd:
         assert ends == ["session"] * 3 + ["runner", "agent"] * 2
         assert not host.registries
         assert not host.indexes
+
+    async def test_closing_is_not_stopped_by_who_gives_up_waiting(
+        self, make_runtime: Callable[..., AdkRuntime], host: Host, sessions: BaseSessionService
+    ) -> None:
+        """A cancelled `close` refuses new chats from then on, and the next one waits for the same end."""
+        runtime = make_runtime()
+        async with runtime.chat("idle", "u", COOK) as chat:
+            await say(chat, "remember me")
+        async with runtime.chat("busy", "u", COOK):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await runtime.close()
+            with pytest.raises(NotAlive, match="closed"):
+                async with runtime.chat("new", "u", COOK):
+                    pass
+            assert len(runtime.chats) == 2
+        await runtime.close()
+        assert is_empty(runtime)
+        assert not host.registries
+        assert await get_recovery_store(host).load("chat", "u", "idle") is not None
+
+    async def test_closing_does_not_wait_for_an_agent_that_is_never_made(
+        self, make_runtime: Callable[..., AdkRuntime], workshop: Workshop
+    ) -> None:
+        """Whoever still waits for it when the grace is over is told that the runtime is closed."""
+        runtime = make_runtime()
+        workshop.before = asyncio.Event().wait
+
+        async def begin() -> None:
+            async with runtime.chat("c", "u", COOK):
+                pass
+
+        beginning = asyncio.create_task(begin())
+        await eventually(lambda: workshop.made)
+        async with asyncio.timeout(5):
+            await runtime.close(grace=0.01)
+            with pytest.raises(NotAlive, match="closed"):
+                await beginning
+        assert is_empty(runtime)
 
     async def test_it_can_be_made_again(self, make_runtime: Callable[..., AdkRuntime]) -> None:
         """A closed runtime leaves the host free for another."""

@@ -59,6 +59,25 @@ class TestIdle:
             assert (await chat.session()).state == {"cats": 1, "user:name": "Ann"}
         assert "my cat is called Mia" in workshop.model.shown[-1]
 
+    async def test_two_processes_begin_one_chat(
+        self, host: Host, store: Store, namespace: str, workshop: Workshop,
+        make_service: Callable[..., RedisSessionService],
+    ) -> None:  # fmt: skip
+        """Both are served, whichever of them makes the session."""
+
+        async def begin(runtime: AdkRuntime, number: int) -> str:
+            async with runtime.chat(f"c{number}", "u", COOK) as chat:
+                return (await chat.session()).id
+
+        async with (
+            Host.connect(store, name="other", namespace=namespace) as other,
+            AdkRuntime(host, make_service(), workshop) as one,
+            AdkRuntime(other, make_service(), workshop) as two,
+        ):
+            for number in range(10):
+                ids = await asyncio.gather(begin(one, number), begin(two, number))
+                assert ids == [f"c{number}"] * 2
+
     async def test_a_failed_save_keeps_the_session(
         self, make_runtime: Callable[..., AdkRuntime], host: Host, store: Store, namespace: str,
         log: EventLog, workshop: Workshop,

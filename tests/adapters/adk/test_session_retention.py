@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from google.adk.errors.session_not_found_error import SessionNotFoundError
 from google.adk.events.event import Event
+from google.adk.sessions import Session
 
 from adapters.adk import RedisSessionService, restore_session
 from store import Store
 from store.conversation_archive import read_archived
-from store.errors import ArchiveError
+from store.errors import ArchiveError, RedisUnavailable
 from store.keys import Keys
 from store.retention import Retention, write_retention
 from tests.adapters.adk.keeping import DAY_MS, Place
@@ -260,6 +261,40 @@ class TestOldAndEphemeral:
         assert got is not None
         assert [event.id for event in got.events] == [event.id for event in session.events]
         await service.append_event(got, said("goes on"))
+
+    @pytest.mark.parametrize("back", [0, 3])
+    async def test_brought_back_in_two_attempts(
+        self, place: Place, make_service: MakeService, monkeypatch: pytest.MonkeyPatch, back: int
+    ) -> None:
+        """A restoration that was cut short goes on when it is done again; one who began anew in between
+        is left alone."""
+        service = make_service()
+        session = await service.create_session(**NAME, state={"first": 1})
+        for number in range(5):
+            await service.append_event(session, said(str(number), state={"n": number}))
+        await place.age()
+        await (await place.keeper()).look()
+        data = place.files()[0].read_bytes()
+        append = RedisSessionService.append_event
+
+        async def cut_short(self: RedisSessionService, session: Session, event: Event) -> Event:
+            if len(session.events) == back:
+                raise RedisUnavailable("Redis went away")
+            return await append(self, session, event)
+
+        monkeypatch.setattr(RedisSessionService, "append_event", cut_short)
+        with pytest.raises(RedisUnavailable):
+            await restore_session(make_service(), data)
+        monkeypatch.undo()
+        assert (await restore_session(make_service(), data)).state == {"first": 1, "n": 4}
+        assert texts(await service.get_session(**NAME)) == ["0", "1", "2", "3", "4"]
+
+        await service.delete_session(**NAME)
+        anew = await service.create_session(**NAME)
+        await restore_session(make_service(), data)
+        await service.append_event(anew, said("hello"))
+        await restore_session(make_service(), data)
+        assert texts(await service.get_session(**NAME)) == ["hello"]
 
     async def test_the_file_is_what_zcat_says(
         self, place: Place, make_service: MakeService

@@ -13,19 +13,21 @@ from google.adk.runners import Runner
 
 import reconciler.session_retention as module
 from adapters import Host
-from adapters.adk import AdkRuntime, LifecyclePlugin
+from adapters.adk import AdkRuntime, LifecyclePlugin, RedisSessionService
+from adapters.adk.live_sessions import Identity
 from adapters.adk.sessions_in_use import SessionsInUse
 from reconciler import Policy, find_drift
 from reconciler.fleet import fold_log
 from store import Fenced
 from store.channel import WorkerChannel
 from store.conversation_archive import read_archived
+from store.errors import RedisUnavailable
 from store.keys import Keys
 from store.verify import verify_log
 from tests.adapters.adk.keeping import Place
 from tests.adapters.adk.sessions import NAME, MakeService, filled, said, texts
 from tests.adapters.adk.talk import Listener, Workshop, message
-from tests.support import eventually
+from tests.support import RedisProcess, eventually, remove_folder, short_folder
 
 
 class TestNobodyElse:
@@ -150,6 +152,43 @@ class TestNobodyElse:
 
         await eventually(noted)
         await (await place.keeper()).look()
+
+    async def test_an_outage_does_not_end_the_looking(self) -> None:
+        """While Redis is away uses cannot be noted; when it is back, they are again."""
+        redis = RedisProcess(short_folder())
+        redis.start()
+        try:
+            async with (
+                Host.connect(redis.url, name="chat") as host,
+                RedisSessionService(redis.url, host=host) as service,
+            ):
+                refused: list[Exception] = []
+
+                async def still_used(identities: list[Identity]) -> None:
+                    try:
+                        await service._still_used(identities)
+                    except Exception as error:
+                        refused.append(error)
+                        raise
+
+                service._host._in_use = SessionsInUse(service._stores, still_used, every=0.02)
+                await filled(service, 1)
+                with host.acquire("session/s"):
+                    redis.kill()
+                    await eventually(lambda: len(refused) > 1)
+                    redis.start()
+                    used = Keys("default").app_sessions("app").used
+                    store = await service._stores.open()
+                    back = await store.now_ms()
+
+                    async def noted() -> bool:
+                        return bool(await store.redis.zscore(used, "user/s") > back)
+
+                    await eventually(noted)
+                assert {type(error) for error in refused} == {RedisUnavailable}
+        finally:
+            redis.kill()
+            remove_folder(redis.folder)
 
     async def test_the_same_in_the_runtime_and_with_the_plugin(
         self, place: Place, make_service: MakeService, host: Host

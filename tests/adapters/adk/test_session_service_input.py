@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from google.adk.cli.service_registry import ServiceRegistry, _register_services_from_yaml_config
 from google.adk.events.event import Event
+from google.genai import types
 from pydantic import BaseModel
 
 from adapters.adk import RedisSessionService
@@ -29,6 +30,7 @@ from tests.adapters.adk.sessions import (
     said,
     texts,
 )
+from tests.adapters.adk.talk import call
 
 NAMES = [
     "a/b", "{tag}", "a:b:c", "line\nbreak", "nul\0", "ünï/😀", "%2F", "#", "..", "*?[x]", "\ud800",
@@ -135,6 +137,26 @@ class TestBadInput:
                 await service.append_event(session, event)
         assert session.events == []
         assert texts(await service.get_session(**NAME)) == []
+
+    async def test_an_event_with_a_number_that_json_has_not(
+        self, service: RedisSessionService
+    ) -> None:
+        """It is refused by its place in the event, as in state; None beside it is no reason to."""
+
+        def calls(**args: Any) -> Event:
+            content = types.Content(role="model", parts=call("f", n=None, **args))
+            return Event(author="a", content=content)
+
+        session = await service.create_session(**NAME)
+        for bad in (float("inf"), float("nan")):
+            place = r"\['args'\]\['deep'\]\[0\]\['x'\]"
+            with pytest.raises(NotJson, match=rf"{place} is {bad}, and JSON has no such number"):
+                await service.append_event(session, calls(deep=[{"x": bad}]))
+        await service.append_event(session, calls(deep=[None, 2**70]))
+        got = await service.get_session(**NAME)
+        assert got is not None
+        assert got.events == session.events
+        assert got.events[0].get_function_calls()[0].args == {"n": None, "deep": [None, 2**70]}
 
     async def test_an_event_of_50_mb(self, service: RedisSessionService) -> None:
         """An event above the limit is one error, and the session stays as it was."""

@@ -91,14 +91,18 @@ class TestTimeToLive:
         """All of a session expires together, ttl after its last use, and shared state never."""
         service = make_service(ttl={"app": 100.0})
         session = await service.create_session(**NAME, state={"app:a": 1, "user:b": 1})
-        for use in ("create", "append", "open"):
+        for use in ("create", "append", "open", "run"):
             if use == "append":
                 await service.append_event(session, said("x"))
-            if use == "open":
+            if use in ("open", "run"):
                 # As if nearly all of the time had passed.
                 async with connect(redis_url) as store:
                     await store.redis.pexpire(f"ar:{{{namespace}/adk/app}}:session:user/s", 5000)
+            if use == "open":
                 assert await service.get_session(**NAME) is not None
+            if use == "run":
+                # What the look at the sessions in use does, see test_session_retention_races.py.
+                await service._still_used([("app", "user", "s"), ("app", "user", "gone")])
             ttls = await self.keys(redis_url, namespace)
             assert ttls.pop("state") == ttls.pop("user:user:state") == -1
             # What a worker needs to tell of the end stays a week longer, for the worker to come.
