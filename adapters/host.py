@@ -401,6 +401,19 @@ class Host(Holdings):
                 next_beat = time.monotonic()
 
 
+def check_host(host: object) -> Host:
+    """Returns `host` if it is one.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(host, Host):
+        raise TypeError(
+            f"a Host is wanted: `async with Host.connect(url, name=…) as host:`, not {host!r:.80}"
+        )
+    return host
+
+
 async def _going_on(work: Callable[[], Awaitable[None]], name: str) -> None:
     """Does the work of a task to its end; what nobody expected is said, and does not end it."""
     while True:

@@ -24,7 +24,7 @@ from google.genai import types
 
 from adapters.adk.live_sessions import Identity, LiveSessions, session_ref
 from adapters.entry import Entry
-from adapters.host import Host
+from adapters.host import Host, check_host
 from adapters.registry import Teardown
 
 _LOOK_AGAIN = 0.01
@@ -57,7 +57,7 @@ class LifecyclePlugin(BasePlugin):
         name: str = "agent_reconciler",
     ) -> None:
         super().__init__(name)
-        self._host = host
+        self._host = None if host is None else check_host(host)
         self._end_session = end_session
         self._end_runner = end_runner
         self._runs: dict[int, _Run] = {}

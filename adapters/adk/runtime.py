@@ -24,7 +24,7 @@ from adapters.adk.live_chats import LiveChats
 from adapters.adk.live_sessions import Identity, session_ref, until_ended
 from adapters.adk.shared_runners import AgentFactory, SharedRunners, llm_agent
 from adapters.entry import Entry
-from adapters.host import Host
+from adapters.host import Host, check_host
 from store.errors import LimitReached, NotAlive
 from store.logs import get_logger
 from store.recovery import RecoveryStore
@@ -61,6 +61,7 @@ class AdkRuntime:
         chats, runners, agents, creations, user_chats: the registries, for looking.
 
     Raises:
+        TypeError: it is no host, no session service, or no function.
         PolicyError: a limit below 1, or conversations that would be lost: in memory, not ephemeral,
             and `recovery=False`.
     """
@@ -80,9 +81,15 @@ class AdkRuntime:
         runner_options: Mapping[str, Any] | None = None,
         hash_of: Callable[[str], str] = config_id,
     ) -> None:
+        if not isinstance(session_service, BaseSessionService):
+            raise TypeError(f"a session service of ADK is wanted, not {session_service!r:.80}")
+        if not callable(create_agent):
+            raise TypeError(
+                f"create_agent is called with a configuration; {create_agent!r:.80} cannot be"
+            )
         self.app_name = app_name
         self.session_service = session_service
-        self._host = host
+        self._host = check_host(host)
         self._data = Conversations(host, session_service, recovery, ephemeral=ephemeral)
         self._live = LiveChats(host, app_name, save=self._save, teardown=self._teardown)
         self.chats = self._live.chats
@@ -133,8 +140,9 @@ class AdkRuntime:
             NotAlive: when it is entered: the runtime is closed.
             Exception: when it is entered: what `create_agent` raises.
         """
-        if not chat_id.strip() or chat_id != chat_id.strip():
-            raise ValueError(f"{chat_id!r} is not a chat id: it is empty, or has blanks around it")
+        for what, id in (("chat", chat_id), ("user", user_id)):
+            if not id.strip() or id != id.strip():
+                raise ValueError(f"{id!r} is not a {what} id: it is empty, or has blanks around it")
         return Chat(self, chat_id, user_id, agent_config)
 
     async def open(

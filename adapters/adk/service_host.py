@@ -3,11 +3,17 @@
 A service that ADK makes from an address (`?name=chat-api`) has nobody who could give it a host. It
 starts one in the first event loop that uses it, on that loop's connection, and the host ends with the
 loop. When it cannot be started the conversation goes on without, and it is tried again later.
+
+A loop ends in good order on Ctrl-C, but not on SIGTERM, by which Python ends at once: uvicorn, which ADK
+runs, raises it again once it has shut down. Where nobody has said what SIGTERM does, it ends the program
+as `sys.exit` does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
 import time
 from collections.abc import Callable
 
@@ -68,6 +74,8 @@ class ServiceHost:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting: asyncio.Task[None] | None = None
         self._not_before = 0.0
+        if name is not None:
+            _exit_on_sigterm()
 
     async def ready(self, identity: Identity | None = None) -> None:
         """Starts a host of its own where none runs, and waits for a teardown of the session."""
@@ -156,3 +164,14 @@ class ServiceHost:
 
     def _gone(self, host: Host, identity: Identity, reason: str) -> None:
         LiveSessions.of(host).gone(identity, reason)
+
+
+def _exit_on_sigterm() -> None:
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _exit)
+
+
+def _exit(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # A second one ends it at once.
+    raise SystemExit(128 + number)

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlencode
 from store import client
 from store.connection import shown
 from store.errors import BadAddress, PolicyError
+from store.event import check_name
 from store.messages import SESSION_RETENTION
 from store.namespace import DEFAULT_NAMESPACE
 
@@ -114,7 +115,8 @@ class Options:
 
         Raises:
             BadAddress: no address, two, or one that cannot be used.
-            PolicyError: a ttl that is not positive.
+            PolicyError: a ttl that is not positive, or bytes that are no number.
+            ValueError: the name cannot be one of a service.
         """
         given = url if url is not None else uri
         if given is None or (url is not None and uri is not None):
@@ -123,6 +125,12 @@ class Options:
         chosen = {name: value for name, value in arguments.items() if value is not None}
         options = cls(address.url, **(address.options | chosen))
         check_ttl(options.ttl)
+        for name in ("cache_bytes", "max_event_bytes"):
+            value = getattr(options, name)
+            if not isinstance(value, int) or value < 0:
+                raise PolicyError(f"{name}={value!r} cannot be: give a number of bytes, 0 or more")
+        if options.name is not None:
+            check_name(options.name)
         return options
 
     def is_ephemeral(self, app: str) -> bool:

@@ -31,7 +31,7 @@ from adapters.adk.session_codec import encode_state, merged_state, shared_state
 from adapters.adk.session_options import Ephemeral, Options, TimeToLive
 from adapters.adk.session_writer import SessionWriter, marker_of
 from adapters.adk.stored_sessions import StoredSessions
-from adapters.host import Host
+from adapters.host import Host, check_host
 from store.connection import shown
 from store.keys import Keys, SessionKeys
 
@@ -110,6 +110,8 @@ class RedisSessionService(BaseSessionService):
         self._stored = StoredSessions(self._stores, self._keys)
         self._writer = SessionWriter(self._stored, self._cache, options)
         own = None if host is not None else options.name
+        if host is not None:
+            check_host(host)
         self._host = ServiceHost(
             host, own, self.namespace, self._stores, self._end_resource, self._still_used
         )

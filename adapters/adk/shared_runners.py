@@ -318,6 +318,10 @@ class SharedRunners:
         creation.has_room = True
         made = self._create_agent(key.config)
         agent = await made if inspect.isawaitable(made) else made
+        if not isinstance(agent, BaseAgent | App):
+            raise TypeError(
+                f"create_agent gave {agent!r:.80} for agent/{key.id}, not an agent or an app"
+            )
         options: dict[str, Any] = {"app_name": self._app_name, **self._runner_options}
         options["app" if isinstance(agent, App) else "agent"] = agent
         runner = Runner(session_service=self._session_service, **options)

@@ -78,9 +78,9 @@ class Server:
         except (urllib.error.URLError, ConnectionError):
             return False
 
-    def stop(self) -> None:
+    def stop(self, number: signal.Signals = signal.SIGINT) -> None:
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(number)
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
@@ -127,8 +127,8 @@ def test_two_instances_are_one_conversation(servers: tuple[Server, Server], cli:
     assert len(done["torn_down"]) == 2
     assert servers[1].say(session, "again").startswith("You said 7 things: thing 0;")
 
-    for server in servers:
-        server.stop()
+    for server, number in zip(servers, (signal.SIGINT, signal.SIGTERM), strict=True):
+        server.stop(number)
     ended = [row for row in cli.log() if row["type"] == "process_stopped"]
     assert len(ended) == 2
 

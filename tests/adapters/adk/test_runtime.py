@@ -14,7 +14,7 @@ from google.adk.errors.session_not_found_error import SessionNotFoundError
 from google.adk.sessions import BaseSessionService, InMemorySessionService
 
 from adapters import Host
-from adapters.adk import AdkRuntime
+from adapters.adk import AdkRuntime, LifecyclePlugin, RedisSessionService
 from store import Store
 from store.errors import NotAlive, PolicyError
 from tests.adapters.adk.chats import CLERK, COOK, is_empty, reconciling
@@ -362,3 +362,33 @@ async def test_a_configuration_is_an_agent_by_default(host: Host) -> None:
         with pytest.raises(TypeError, match="create_agent"):
             async with runtime.chat("c", "u", 7):
                 pass
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"host": "embedded://./data"}, "a Host is wanted"),
+        ({"session_service": "redis://127.0.0.1"}, "a session service of ADK is wanted"),
+        ({"create_agent": 5}, "5 cannot be"),
+    ],
+)
+def test_arguments_that_cannot_be_meant(host: Host, wrong: dict[str, Any], says: str) -> None:
+    """They are told at once, in one line."""
+    right = {"host": host, "session_service": InMemorySessionService()}
+    with pytest.raises(TypeError, match=says):
+        AdkRuntime(**{**right, **wrong})
+    with pytest.raises(TypeError, match="a Host is wanted"):
+        LifecyclePlugin("svc")  # type: ignore[arg-type]
+    with pytest.raises(PolicyError, match="cache_bytes='x' cannot be"):
+        RedisSessionService("redis://127.0.0.1", cache_bytes="x")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="cannot be a name"):
+        RedisSessionService("redis://127.0.0.1?name=a%20b")
+
+
+async def test_a_factory_that_makes_no_agent(host: Host) -> None:
+    """Says so, and with which configuration; nothing stays behind."""
+    async with AdkRuntime(host, InMemorySessionService(), lambda config: None) as runtime:  # type: ignore[arg-type,return-value]
+        with pytest.raises(TypeError, match="create_agent gave None for agent/"):
+            async with runtime.chat("c", "u", {"any": "thing"}):
+                pass
+        assert not (runtime.runners or runtime.agents or runtime.creations)
