@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from reconciler import Reconciler
