@@ -267,6 +267,30 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "needle"),
         [
+            (["--resource", "session/s11"], "session/s1"),
+            (["--resource", "runner/zz", "-f"], "runner/zz: the log of namespace"),
+            (["--process", "svd"], "nearest are svc"),
+            (["--process", "svd", "-f", "--json"], "nearest are svc"),
+            (["--process", "nobody@nowhere:1:1", "--lines", "0"], "never heard of process"),
+        ],
+    )
+    async def test_log_of_what_does_not_exist(
+        self, past: SimpleNamespace, arguments: list[str], needle: str
+    ) -> None:
+        """`log` of a resource or process that the log never heard of is refused with the nearest."""
+        async with asyncio.timeout(30):
+            assert needle in await refused(past, "log", *arguments)
+
+    async def test_log_of_what_exists(self, past: SimpleNamespace) -> None:
+        """`log` of a process, by id or name, and of a resource prints what is about it."""
+        for options in (["--process", "svc"], ["--process", P], ["--resource", "session/s1"]):
+            assert "session/s1" in (await run(past, "log", *options)).stdout
+        none = await run(past, "log", "--process", "worker-p3-e2", "--resource", "runner/r1")
+        assert (none.returncode, none.stdout) == (0, "")
+
+    @pytest.mark.parametrize(
+        ("arguments", "needle"),
+        [
             (["--from", "2021-01-02", "--to", "2021-01-01"], "give the earlier one first"),
             (["--from", "noon-ish"], "--from 'noon-ish'"),
             (["--to", "99999999999999999999-0"], "neither a time nor an entry id"),
