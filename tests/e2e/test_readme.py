@@ -92,7 +92,7 @@ class TestCommands:
         lines = [
             line.partition("  #")[0]
             for block in blocks("")
-            for line in block.splitlines()
+            for line in block.replace("\\\n", "").splitlines()
             if line.startswith("agent-reconciler")
         ]
         return [shlex.split(line) for line in lines]
