@@ -78,9 +78,10 @@ def exporting(path: Path, namespace: str) -> AbstractContextManager[Writer]:
         return _cloud_events(path, namespace)
     if suffix == ".parquet":
         return _parquet(path)
+    if not path.name:
+        raise ExportError("--export needs the name of a file, FILE.jsonl or FILE.parquet")
     raise ExportError(
-        f"--export {path}: the ending says the format, and {suffix or 'none'!r} says nothing: give "
-        ".jsonl (CloudEvents, one a line) or .parquet"
+        f"--export {path}: its ending is no format: give .jsonl (CloudEvents, one a line) or .parquet"
     )
 
 

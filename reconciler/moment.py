@@ -54,17 +54,17 @@ def parse_moment(text: str, what: str = "--at") -> tuple[int, int]:
     Raises:
         BadMoment: it is neither.
     """
-    text = text.strip()
+    text = written = text.strip()
     if _ENTRY_ID.fullmatch(text):
         return id_key(text)
-    if re.fullmatch(r"\d{9,11}(\.\d+)?", text):
-        return round(float(text) * 1000), _LAST_OF_MS
     if re.fullmatch(r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?", text):
         today = time.strftime("%Y-%m-%d", time.gmtime())
-        text = f"{today}T{text.zfill(len(text) + (text[1] == ':'))}"
+        written = f"{today}T{text.zfill(len(text) + (text[1] == ':'))}"
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(written)  # 20261121 is a date, not a number of seconds.
     except ValueError:
+        if re.fullmatch(r"\d{1,11}(\.\d+)?", text):
+            return round(float(text) * 1000), _LAST_OF_MS
         raise BadMoment(
             f"{what} {text!r} is neither a time nor an entry id: write 2026-11-21T14:03:00, 14:03:00, "
             "seconds since 1970, or 1763733780000-0"

@@ -35,7 +35,14 @@ _TEMPORARY = re.compile(r"\.(.+)\.e(\d+)\.tmp")
 
 
 def place(url: str) -> str:
-    """A URL or folder as it is recorded: a folder becomes absolute, for workers run elsewhere."""
+    """A URL or folder as it is recorded: a folder becomes absolute, for workers run elsewhere.
+
+    Raises:
+        ArchiveError: it names no place.
+    """
+    if not url.strip():
+        # `--to "$UNSET"` would make whatever the present folder is the archive of all workers.
+        raise ArchiveError(f"{url!r} is no place for an archive: give a folder, a URL, or off")
     return url if "://" in url or "::" in url else str(Path(url).expanduser().absolute())
 
 

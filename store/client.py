@@ -14,13 +14,15 @@ from urllib.parse import parse_qsl, urlencode
 
 from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterNode, ClusterPipeline, PipelineCommand, RedisCluster
-from redis.asyncio.connection import parse_url
+from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.exceptions import AskError, ClusterDownError, MovedError
+from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from store.address import BadPart, check_parts
 
 PLAIN = ("redis", "rediss", "unix")
 CLUSTER = ("redis+cluster", "rediss+cluster")
@@ -32,6 +34,7 @@ _CONNECT_TIMEOUT = 5.0
 _SENTINEL_TIMEOUT = 1.0
 # A blocked read holds a connection, and in a cluster there is one for each partition.
 _CONNECTIONS_PER_NODE = 20_000
+_FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 
 
 def make_client(address: str) -> Any:
@@ -40,6 +43,7 @@ def make_client(address: str) -> Any:
     Raises:
         ValueError: the address cannot be used; the message says why, in words for its user.
     """
+    check_parts(address)
     scheme = address.partition("://")[0]
     options: dict[str, Any] = {
         "socket_timeout": SOCKET_TIMEOUT,
@@ -55,11 +59,31 @@ def make_client(address: str) -> Any:
         client = _cluster(address, options)
     else:
         client = _behind_sentinels(address, options)
+    _try_to_construct(client)
     # Raw replies of the stream reads, [id, [field, value, …]]: redis-py would build a dict for
     # every entry, which costs as much as reading it.
     for command in ("XRANGE", "XREVRANGE", "XREAD"):
         client.set_response_callback(command, _raw)
     return client
+
+
+def _try_to_construct(client: Any) -> None:
+    """Makes a connection without connecting it: redis-py looks at the values of options only then."""
+    if is_cluster(client):
+        node = next(iter(client.nodes_manager.startup_nodes.values()))
+        of, options = node.connection_class, node.connection_kwargs
+    else:
+        pool = client.connection_pool
+        of, options = pool.connection_class, pool.connection_kwargs
+    try:
+        made = of(**options)
+        if isinstance(made, SSLConnection):
+            made.ssl_context.get()
+    except OSError as error:
+        files = ", ".join(f"{name} {options[name]}" for name in _FILES if options.get(name))
+        raise BadPart(f"{files} cannot be used: {error.strerror or error}") from None
+    except (RedisError, TypeError) as error:
+        raise ValueError(f"an option has a value that cannot be: {error}") from None
 
 
 async def close_client(client: Any) -> None:

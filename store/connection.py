@@ -19,7 +19,7 @@ from redis.exceptions import (
 )
 
 from store import scripts
-from store.address import take_option, with_password
+from store.address import BadPart, take_option, with_password
 from store.client import (
     SCHEMES,
     close_client,
@@ -100,6 +100,11 @@ class Store:
         if scheme == "embedded":
             if not rest:
                 raise BadAddress("embedded:// needs a folder: write embedded://PATH")
+            if "?" in rest:
+                raise BadAddress(
+                    f"{self.url!r}: embedded:// has no option but durability: leave out what follows "
+                    "the question mark"
+                )
             self._embedded = EmbeddedServer(Path(rest))
             await self._embedded.start()
             address = f"unix://{self._embedded.socket}"
@@ -109,6 +114,8 @@ class Store:
             raise BadAddress(f"{self.url!r} has an unknown scheme: write {_SCHEMES}")
         try:
             self._redis = make_client(address)
+        except BadPart as error:
+            raise BadAddress(f"{self.url!r} is not a Redis address: {error}") from None
         except ValueError as error:
             # The error may quote a part of the address, and the password with it.
             cause = str(error) if self.url == address else "it cannot be parsed"

@@ -27,6 +27,7 @@ from store.errors import RedisUnavailable
 # socket in the temporary folder.
 _SOCKET_PATH_LIMIT = 100
 _START_TIMEOUT = 20.0
+_LOCK = "owner.lock"
 
 # Waits for the end of the pipe (its standard input), then stops the server and waits for it, so that
 # the data is on disk before the folder can have a new owner. It holds the lock as its standard output,
@@ -81,6 +82,12 @@ def socket_of(folder: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"agent-reconciler-{os.getuid()}-{name}.sock"
 
 
+def was_used(folder: Path) -> bool:
+    """A server ran in the folder, or its data was put there."""
+    folder = folder.expanduser()
+    return any((folder / name).exists() for name in (_LOCK, "appendonlydir"))
+
+
 class EmbeddedServer:
     """The server of one folder, owned or shared.
 
@@ -107,7 +114,7 @@ class EmbeddedServer:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / "owner.lock").open("a+b")
+            lock = (self.folder / _LOCK).open("a+b")
         except OSError as error:
             raise RedisUnavailable(
                 f"embedded://{self.folder} cannot be used: {error.strerror}; give a folder that "

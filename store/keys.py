@@ -20,6 +20,15 @@ PREFIX = "ar"
 _LONGEST_PART = 200
 _SHORT_PART = 150
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+ANY_META = f"{PREFIX}:{{*}}:meta"
+"""Pattern of SCAN that every `Keys.meta` matches."""
+_META = re.compile(rf"{PREFIX}:\{{({_NAME.pattern})\}}:meta")
+
+
+def namespace_of(meta: str) -> str | None:
+    """The namespace that has this key as its `Keys.meta`; None where it is another key."""
+    found = _META.fullmatch(meta)
+    return found and found[1]
 
 
 def partition_of(process: str, partitions: int) -> int:

@@ -7,6 +7,7 @@ first burst, an eviction policy on the day it drops the log.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +27,7 @@ from store.errors import RedisUnavailable
 from store.refusals import Unavailable
 
 OLDEST_SERVER = (6, 2)
+_LISTENS_SECONDS = 2.0
 
 
 def objection(info: Mapping[str, Any], at: str, *, cluster: bool) -> str | None:
@@ -102,10 +104,7 @@ async def check_servers(client: Any, url: str) -> None:
             "deploy/redis/users.acl"
         ) from None
     except MasterNotFoundError as error:
-        raise RedisUnavailable(
-            f"the sentinels at {url} name no master ({_cause(error)}): see "
-            "`redis-cli -p 26379 SENTINEL masters` for its name and state"
-        ) from None
+        raise RedisUnavailable(await _no_master(error, url, client)) from None
     except RedisClusterException as error:
         if "not enabled" in str(error):
             raise RedisUnavailable(
@@ -116,11 +115,13 @@ async def check_servers(client: Any, url: str) -> None:
                 f"the cluster at {url} refused the login: give user and password in the "
                 "URL, redis+cluster://user:password@host:port"
             ) from None
-        raise RedisUnavailable(_nobody_there(error, url)) from None
+        raise RedisUnavailable(await _nobody_there(error, url)) from None
     except Unavailable as error:
         message = _node_away(error, url) if is_cluster(client) else None
-        raise RedisUnavailable(message or _nobody_there(error, url)) from None
+        raise RedisUnavailable(message or await _nobody_there(error, url)) from None
     except RedisError as error:
+        if "unknown command `SENTINEL`" in str(error):
+            raise RedisUnavailable(f"{url} is not a sentinel: write redis://host:port") from None
         raise RedisUnavailable(f"{url} does not answer like Redis: {error}") from None
     for node, info in said.items():
         at = f"{node} of {url}" if is_cluster(client) else url
@@ -160,23 +161,69 @@ def _node_away(error: BaseException, url: str) -> str | None:
     )
 
 
-def _nobody_there(error: BaseException, url: str) -> str:
+async def _no_master(error: BaseException, url: str, client: Any) -> str:
+    # The error has the sentinels that failed, with all their settings, and not why.
+    for sentinel in client.connection_pool.sentinel_manager.sentinels:
+        try:
+            await sentinel.ping()
+            break
+        except RedisError as why:
+            error_of_one = why
+    else:
+        return _no_node(error_of_one, url)
+    return (
+        f"the sentinels at {url} name no master ({_cause(error)}): see "
+        "`redis-cli -p 26379 SENTINEL masters` for its name and state"
+    )
+
+
+def _no_node(error: BaseException, url: str) -> str:
     scheme = url.partition("://")[0]
-    if scheme not in PLAIN and scheme != "embedded":
-        what = "sentinel" if scheme in SENTINEL else "cluster"
-        return (
-            f"no {what} answers at {url} ({_cause(error)}): see whether its nodes run, with "
-            f"`redis-cli -p <port> {'SENTINEL masters' if what == 'sentinel' else 'CLUSTER NODES'}`"
-        )
+    what, ask = ("sentinel", "SENTINEL masters") if scheme in SENTINEL else (
+        "cluster", "CLUSTER NODES"
+    )  # fmt: skip
+    tls = ", and have TLS" if scheme.startswith("rediss") else ""
+    return (
+        f"no {what} answers at {url} ({_cause(error)}): see whether its nodes run{tls}, with "
+        f"`redis-cli -p <port> {ask}`"
+    )
+
+
+async def _nobody_there(error: BaseException, url: str) -> str:
     parts = urlsplit(url)
+    if parts.scheme not in PLAIN and parts.scheme != "embedded":
+        return _no_node(error, url)
+    cause = _cause(error)
+    if parts.scheme in {"redis", "rediss"} and await _listens(parts.hostname, parts.port or 6379):
+        if "certificate verify failed" in str(error).lower():
+            return (
+                f"the certificate of {url} does not hold ({cause}): give its authority, "
+                "?ssl_ca_certs=PATH, and the host name that it was made for"
+            )
+        other = "write redis:// if it has no TLS" if parts.scheme == "rediss" else (
+            "write rediss:// if it has TLS"
+        )  # fmt: skip
+        speaks = "TLS" if parts.scheme == "rediss" else "Redis"
+        return (
+            f"something listens at {url} and does not answer as {speaks} does ({cause}): {other}, or "
+            "see what it is"
+        )
     if parts.scheme == "unix":
         start = f"redis-server --port 0 --unixsocket {parts.path} --appendonly yes"
     else:
         start = f"redis-server --port {parts.port or 6379} --appendonly yes"
-    return (
-        f"no Redis answers at {url} ({_cause(error)}): start one with `{start}`, "
-        "or give --url embedded://PATH"
-    )
+    return f"no Redis answers at {url} ({cause}): start one with `{start}`, or use embedded://PATH"
+
+
+async def _listens(host: str | None, port: int) -> bool:
+    """Somebody takes connections there, whatever is spoken."""
+    try:
+        async with asyncio.timeout(_LISTENS_SECONDS):
+            _, writer = await asyncio.open_connection(host or "localhost", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 def _cause(error: BaseException) -> str:
@@ -190,6 +237,8 @@ def _cause(error: BaseException) -> str:
     ):
         if known in text:
             return known
-    if "111" in text or "connect call failed" in text:
-        return "connection refused"
+    if "certificate verify failed" in text:
+        return text.partition("certificate verify failed: ")[2].partition(" (_ssl")[0]
+    if number := re.search(r"err(?:or|no) (\d+)", text):
+        return os.strerror(int(number[1])).lower()
     return str(error).splitlines()[0] if str(error) else type(error).__name__

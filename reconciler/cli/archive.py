@@ -55,7 +55,8 @@ def archive(url: str, namespace: str, as_json: bool, to: str | None, keep: float
     The settings are recorded in the namespace, and its workers follow them. Status 0: done; 1: a worker
     did not answer for some partitions; 2: it could not run.
     """
-    result = asyncio.run(_archive(url, namespace, to, keep))
+    chosen = to if to in (None, OFF) else place(to)
+    result = asyncio.run(_archive(url, namespace, chosen, keep))
     if as_json:
         emit(result)
     else:
@@ -66,7 +67,7 @@ def archive(url: str, namespace: str, as_json: bool, to: str | None, keep: float
 async def _archive(url: str, name: str, to: str | None, keep: float | None) -> dict[str, Any]:
     async with opened(url, name) as (store, namespace):
         retention = await read_retention(namespace)
-        chosen = retention.changed(to if to in (None, OFF) else place(to), keep)
+        chosen = retention.changed(to, keep)
         if chosen.archive is None:
             raise ArchiveError(
                 f"namespace {name} has no archive: name one with --to URL, or write --to off to drop "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import textwrap
 from collections.abc import Iterable
 from functools import partial
@@ -20,6 +19,7 @@ from reconciler.fleet import Progress, recorded_policy
 from reconciler.fold import FleetState
 from reconciler.history import nearest_snapshot
 from reconciler.life import Life, Lives, Worker
+from reconciler.nearest import nearest
 from reconciler.plan import make_plan
 from reconciler.policy import Policy
 from reconciler.scan import scan
@@ -29,9 +29,6 @@ from store.inventories import InventoryReader
 from store.log import EventLog
 from store.namespace import Namespace
 from store.position import Key, id_key
-
-_OFFERED = 3
-_CANDIDATES = 2000
 
 
 @click.command()
@@ -174,15 +171,3 @@ def unknown(resource: str, refs: Iterable[str], namespace: Namespace) -> BadMome
             f"{resource}: the log of namespace {namespace.name} never heard of it; {offer}", 600
         )
     )
-
-
-def nearest(resource: str, refs: Iterable[str]) -> list[str]:
-    """The references most like one, the likest first.
-
-    Comparing is slow, so that of many only those are compared that share the most pairs of letters.
-    """
-    pairs = {resource[i : i + 2] for i in range(len(resource) - 1)}
-    shared = sorted(
-        refs, key=lambda ref: -len(pairs & {ref[i : i + 2] for i in range(len(ref) - 1)})
-    )
-    return difflib.get_close_matches(resource, shared[:_CANDIDATES], _OFFERED, cutoff=0.5)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import click
 from rich.console import Console
 from rich.text import Text
 
+from reconciler.cli.explain import check_resource, unknown
 from reconciler.cli.options import common, opened
 from reconciler.cli.output import clock, console, emit
+from reconciler.life import REFS_KEPT
+from reconciler.nearest import nearest
+from store.errors import UnknownProcess
 from store.event import LogEntry
 from store.log import EventLog
+from store.namespace import Namespace
 
-Wanted = Callable[[LogEntry], bool]
 _STYLES = {
     "created": "green",
     "adopted": "green",
@@ -45,17 +49,52 @@ def log(
 ) -> None:
     """Print the log: who did what to which resource, why, and by which order."""
 
-    def wanted(entry: LogEntry) -> bool:
-        event = entry.event
-        names = {event.process, event.holder or event.process}
-        of_process = process is None or process in names | {n.partition("@")[0] for n in names}
-        return of_process and resource in (None, event.ref)
+    if resource is not None:
+        check_resource(resource, "--resource")
+    asyncio.run(_print(url, namespace, as_json, follow, lines, _Wanted(process, resource)))
 
-    asyncio.run(_print(url, namespace, as_json, follow, lines, wanted))
+
+class _Wanted:
+    """Which entries are printed.
+
+    Args:
+        process: only of this one, its id or the name of its service; None is all.
+        resource: only about this one; None is all.
+    """
+
+    def __init__(self, process: str | None, resource: str | None) -> None:
+        self._process = process
+        self._resource = resource
+        self._processes: set[str] = set()
+        self._refs: set[str] = set()
+        self._resource_seen = False
+
+    def __call__(self, entry: LogEntry) -> bool:
+        event = entry.event
+        ids = {event.process, event.holder or event.process}
+        names = ids | {one.partition("@")[0] for one in ids}
+        if self._process is not None:
+            self._processes |= names
+        if self._resource is not None and len(self._refs) < REFS_KEPT:
+            self._refs.add(event.ref)
+        self._resource_seen |= event.ref == self._resource
+        return self._process in {None, *names} and self._resource in (None, event.ref)
+
+    def check(self, namespace: Namespace) -> None:
+        """Raises BadMoment or UnknownProcess when what is wanted was not among all entries so far."""
+        if self._resource is not None and not self._resource_seen:
+            raise unknown(self._resource, self._refs, namespace)
+        if self._process is not None and self._process not in self._processes:
+            near = nearest(self._process, self._processes)
+            offer = f"the nearest are {', '.join(near)}" if near else "no name in it is like that"
+            raise UnknownProcess(
+                f"the log of namespace {namespace.name} never heard of process {self._process!r}; "
+                f"{offer}; see `agent-reconciler status`"
+            )
 
 
 async def _print(
-    url: str, name: str, as_json: bool, follow: bool, lines: int | None, wanted: Wanted
+    url: str, name: str, as_json: bool, follow: bool, lines: int | None, wanted: _Wanted
 ) -> None:
     out = console()
     async with opened(url, name) as (store, namespace):
@@ -64,6 +103,7 @@ async def _print(
         past = (entry async for entry in event_log.read() if wanted(entry))
         async for entry in _last(past, lines):
             _show(out, entry, as_json)
+        wanted.check(namespace)
         if follow:
             async for entry in event_log.follow(ends):
                 if wanted(entry):

@@ -11,8 +11,10 @@ import click
 
 from reconciler.policy import Policy
 from store.connection import Store, connect
+from store.embedded import was_used
+from store.errors import RedisUnavailable
 from store.keys import Keys
-from store.namespace import DEFAULT_NAMESPACE, Namespace, open_namespace
+from store.namespace import DEFAULT_NAMESPACE, Namespace, find_namespace
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_URL = "redis://127.0.0.1:6379"
@@ -77,11 +79,17 @@ def read_policy(policy_file: Path | None, settings: tuple[str, ...]) -> Policy |
 
 @asynccontextmanager
 async def opened(url: str, namespace: str) -> AsyncIterator[tuple[Store, Namespace]]:
-    """A store and a namespace of it, closed at the end.
+    """A store and a namespace of it, closed at the end; neither is made where it does not exist.
 
     Raises:
         BadAddress, RedisUnavailable, NamespaceError: it cannot be opened.
     """
     Keys(namespace)  # A bad name is told before anything is connected.
+    folder = url.removeprefix("embedded://").partition("?")[0]
+    if url.startswith("embedded://") and folder and not was_used(Path(folder)):
+        raise RedisUnavailable(
+            f"nothing has been recorded at embedded://{folder} yet: start a service with a Host, or "
+            "`agent-reconciler worker`, with this --url, or mend the path"
+        )
     async with connect(url) as store:
-        yield store, await open_namespace(store, namespace)
+        yield store, await find_namespace(store, namespace)

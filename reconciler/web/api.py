@@ -18,12 +18,13 @@ from pydantic import BaseModel, ValidationError
 from reconciler.describe import describe
 from reconciler.fleet import Fleet
 from reconciler.moment import check_past, parse_moment
+from reconciler.nearest import nearest
 from reconciler.reconciler import Reconciler
 from reconciler.request import choose, live_hosts, reconcile_through_workers
 from reconciler.web.access import Access
 from reconciler.web.doing import drift_now
 from reconciler.web.errors import ApiError, bad_request
-from reconciler.web.history import History, nearest
+from reconciler.web.history import History
 from reconciler.web.shapes import (
     Chain,
     ChainQuery,

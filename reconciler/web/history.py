@@ -8,10 +8,8 @@ back.
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 from reconciler.describe import describe_resource
 from reconciler.fleet import fold_log
@@ -28,7 +26,6 @@ SCAN_LIMIT = 100_000
 _REMEMBERED = 4
 _QUEUE = 4
 _SETTLED_MS = 1000
-_NEAR = 400
 _LAST = 2**64 - 1
 
 
@@ -174,26 +171,3 @@ def _event(entry_id: str, partition: int, row: EventRow) -> Event:
         attrs=row.attrs,
         trace_id=row.trace_id,
     )
-
-
-def nearest(wanted: str, known: Iterable[str]) -> tuple[str, ...]:
-    """What may have been meant: up to five of the known ones, the likeliest first.
-
-    Close matching costs a millisecond for a dozen names, so only those are compared that share the
-    longest beginning, with the kind or without it.
-    """
-    name = wanted.partition("/")[2]
-
-    def shared(ref: str) -> int:
-        return _beginning(ref, wanted) + _beginning(ref.partition("/")[2], name)
-
-    candidates = heapq.nlargest(_NEAR, known, key=shared)
-    return tuple(get_close_matches(wanted, candidates, n=5, cutoff=0.5))
-
-
-def _beginning(one: str, other: str) -> int:
-    """How many characters two texts have in common at their beginning."""
-    for at, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return at
-    return min(len(one), len(other))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import redis
@@ -242,6 +243,7 @@ class TestBadInput:
             (["replay", "--resource", "nonsense"], "kind/id"),
             (["frobnicate"], "No such command"),
             (["log", "--lines", "x"], "--lines"),
+            (["log", "--resource", "nonsense"], "kind/id"),
         ],
     )
     def test_arguments_that_cannot_be_meant(self, arguments: list[str], needle: str) -> None:
@@ -256,6 +258,36 @@ class TestBadInput:
         assert "schema 99" in message
         assert "upgrade" in message
         assert client.hget("ar:{future}:meta", "schema") == b"99"
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            "status", "status --watch", "doctor", "log", "log -f", "replay", "replay --step",
+            "explain session/s", "verify", "reconcile", "reconcile --dry-run", "archive --to off",
+        ],
+    )  # fmt: skip
+    def test_mistyped_namespace(self, url: str, command: str) -> None:
+        """A namespace that does not exist is refused with those that do, and is not made."""
+        client = redis.Redis.from_url(url)
+        client.hset("ar:{right}:meta", mapping={"schema": "1", "partitions": "4"})
+        message = self.refused(*command.split(), "--url", url, "--namespace", "wrong")
+        assert "there is no namespace 'wrong'" in message
+        assert "there are: right" in message
+        assert client.keys("*") == [b"ar:{right}:meta"]
+
+    def test_nothing_recorded_yet(self, url: str) -> None:
+        """On a Redis that nobody has used yet, the answer says what to start."""
+        assert "start a service with a Host" in self.refused("status", "--url", url)
+
+    @pytest.mark.parametrize("there", [False, True])
+    def test_looking_makes_no_embedded_server(self, tmp_path: Path, there: bool) -> None:
+        """A command that looks starts no Redis in a folder that holds no data."""
+        folder = tmp_path / "nothere"
+        if there:
+            folder.mkdir()
+        message = self.refused("status", "--url", f"embedded://{folder}")
+        assert f"nothing has been recorded at embedded://{folder} yet" in message
+        assert list(folder.parent.rglob("*")) == ([folder] if there else [])
 
     def test_another_number_of_partitions(self, url: str) -> None:
         """A worker that asks for another number than is recorded is refused, with both numbers."""
@@ -277,6 +309,8 @@ class TestBadInput:
 
     def test_time_in_the_future(self, url: str) -> None:
         """A moment that has not come is refused, and the present one is told."""
+        client = redis.Redis.from_url(url)
+        client.hset("ar:{default}:meta", mapping={"schema": "1", "partitions": "4"})
         assert "in the future" in self.refused("replay", "--at", "2999-01-01", "--url", url)
 
 

@@ -18,7 +18,7 @@ from adapters import Host
 from reconciler import Policy
 from reconciler.doctor import Clock, Facts, diagnose, host_of
 from reconciler.stuck import Stuck
-from store import EventLog, LifecycleEvent, Store
+from store import EventLog, LifecycleEvent, Store, connect
 from store.lease import take_lease
 from store.namespace import Namespace, open_namespace
 from store.retention import Retention, write_retention
@@ -132,7 +132,12 @@ class TestCommand:
             done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
             return done.returncode, done.stdout, done.stderr
 
+        async def begin() -> None:
+            async with connect(cluster.url) as store:
+                await open_namespace(store)
+
         with running_redis(RedisCluster(tmp_path)) as cluster:
+            asyncio.run(begin())
             status, said, error = run()
             assert (status, error) == (1, "")
             assert "does not answer the others" not in said

@@ -15,7 +15,8 @@ import pytest
 
 from adapters import Host
 from reconciler import Policy, Reconciler
-from reconciler.cli.explain import explain_resource, nearest, text_of
+from reconciler.cli.explain import explain_resource, text_of
+from reconciler.nearest import nearest
 from store import EventLog, LifecycleEvent, Order, Store
 from store.namespace import Namespace, open_namespace
 from tests.e2e.programs import ROOT
@@ -268,3 +269,8 @@ class TestCommand:
         """Among very many references the likest are found all the same."""
         refs = [f"session/{n:06d}" for n in range(20_000)] + ["runner/birds-2"]
         assert nearest("runner/brids-2", refs)[0] == "runner/birds-2"
+
+    def test_unique_beginning_comes_first(self) -> None:
+        """What begins with what was asked for comes before what looks more like it."""
+        refs = ["recovery_record/d30", "recovery_record/29", f"recovery_record/d29{'a' * 30}"]
+        assert nearest("recovery_record/d29", refs)[0] == refs[2]

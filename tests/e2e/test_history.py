@@ -111,6 +111,8 @@ class TestArchive:
             (["--to", "/proc/nowhere"], "nothing was trimmed"),
             (["--to", "nosuch://bucket"], "Protocol not known"),
             (["--to", "off", "--keep", "-1"], "--keep"),
+            (["--to", ""], "is no place for an archive"),
+            (["--to", " "], "is no place for an archive"),
         ],
     )
     def test_bad_input(

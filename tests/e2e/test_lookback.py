@@ -23,6 +23,7 @@ import pytest
 
 from reconciler.cli import run as run_cli
 from reconciler.fleet import fold_log
+from reconciler.moment import parse_moment
 from store import EventLog, LifecycleEvent, connect
 from tests.e2e.programs import ROOT
 from tests.history import begin
@@ -257,12 +258,47 @@ class TestBadInput:
 
     async def test_before_the_beginning(self, past: SimpleNamespace) -> None:
         """A time before the log began, or before 1970, is a moment at which nothing was alive."""
-        for moment in ("2001-01-01", "1960-01-01"):
+        for moment in ("2001-01-01", "1960-01-01", "20010101", "1000", "0", "0.5"):
             assert (await answer(past, "replay", "--at", moment))["alive"] == []
+
+    @pytest.mark.parametrize(
+        ("text", "ms"),
+        [
+            ("1000", 1_000_000), ("1763733780.5", 1_763_733_780_500),
+            ("20010101", 978_307_200_000), ("99999999", 99_999_999_000),
+        ],
+    )  # fmt: skip
+    def test_seconds_or_date(self, text: str, ms: int) -> None:
+        """Digits are seconds since 1970, but for eight that are a date."""
+        assert parse_moment(text)[0] == ms
 
     async def test_unknown_resource(self, past: SimpleNamespace) -> None:
         """A resource that the log never heard of is refused with the nearest."""
         assert "session/s1" in await refused(past, "replay", "--resource", "session/s11")
+
+    @pytest.mark.parametrize(
+        ("arguments", "needle"),
+        [
+            (["--resource", "session/s11"], "session/s1"),
+            (["--resource", "runner/zz", "-f"], "runner/zz: the log of namespace"),
+            (["--process", "svd"], "nearest are svc"),
+            (["--process", "svd", "-f", "--json"], "nearest are svc"),
+            (["--process", "nobody@nowhere:1:1", "--lines", "0"], "never heard of process"),
+        ],
+    )
+    async def test_log_of_what_does_not_exist(
+        self, past: SimpleNamespace, arguments: list[str], needle: str
+    ) -> None:
+        """`log` of a resource or process that the log never heard of is refused with the nearest."""
+        async with asyncio.timeout(30):
+            assert needle in await refused(past, "log", *arguments)
+
+    async def test_log_of_what_exists(self, past: SimpleNamespace) -> None:
+        """`log` of a process, by id or name, and of a resource prints what is about it."""
+        for options in (["--process", "svc"], ["--process", P], ["--resource", "session/s1"]):
+            assert "session/s1" in (await run(past, "log", *options)).stdout
+        none = await run(past, "log", "--process", "worker-p3-e2", "--resource", "runner/r1")
+        assert (none.returncode, none.stdout) == (0, "")
 
     @pytest.mark.parametrize(
         ("arguments", "needle"),
@@ -272,7 +308,11 @@ class TestBadInput:
             (["--to", "99999999999999999999-0"], "neither a time nor an entry id"),
             (["--at", "2021-01-01", "--to", "2021-01-01"], "the one or the other"),
             (["--step", "--export", "x.jsonl"], "do not go together"),
+            (["--at", "25:00:00"], "--at '25:00:00' is neither"),
+            (["--at", "1763733780000"], "neither a time nor an entry id"),
             (["--export", "events.xml"], ".parquet"),
+            (["--export", "events"], "--export events: its ending is no format"),
+            (["--export", ""], "needs the name of a file"),
             (["--export", "/nowhere/at/all/log.jsonl"], "/nowhere/at/all/log.jsonl"),
             (["--export", "/proc/log.jsonl"], "cannot be written"),
         ],

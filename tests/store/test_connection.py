@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -102,12 +103,52 @@ class TestBadAddress:
             ("embedded://", "needs a folder"),
             ("redis://localhost:many", "is not a Redis address"),
             ("redis://[::1", "is not a"),
+            ("redis://h/abc", "number of a database"),
+            ("redis://h/0/1", "number of a database"),
+            ("unix://data/redis.sock", "unix:///PATH"),
+            ("unix://", "unix:///PATH"),
+            ("redis://h?protocol=9", "protocol"),
+            ("rediss://h?ssl_ca_certs=/nope", "ssl_ca_certs /nope cannot be used: No such file"),
+            ("rediss://h?ssl_cert_reqs=perhaps", "perhaps"),
         ],
     )
     async def test_one_line_says_what_to_write(self, url: str, says: str):
         """It is refused in one line."""
         message = await message_of(lambda: connect(url).open(), BadAddress)
         assert says in message
+
+    @pytest.mark.parametrize(
+        "address",
+        [
+            "redis://h/0", "rediss://h", f"redis://:{SECRET}@h:1/0", "unix:///run/redis.sock",
+            "redis+cluster://h:1", "redis+sentinel://h:1/m",
+        ],
+    )  # fmt: skip
+    async def test_unknown_option(self, address: str):
+        """An option that addresses do not have is named, with those that there are."""
+        for query in ("?name=my-chat", "?db=0&name=", "?name"):
+            if "cluster" in address and "db" in query:
+                continue
+            message = await message_of(lambda url=address + query: connect(url).open(), BadAddress)
+            assert "no option 'name'" in message
+            assert "password_file" in message
+            assert SECRET not in message
+
+    async def test_options_of_some_addresses_only(self):
+        """A cluster has no databases, and what is about TLS needs TLS."""
+        for url in ("redis+cluster://h:1?db=1", "redis://h?ssl_ca_certs=/x"):
+            assert "no option" in await message_of(lambda url=url: connect(url).open(), BadAddress)
+
+    async def test_password_with_a_question_mark(self):
+        """What may be a part of a password is not taken for an option, and not shown."""
+        url = f"redis://user:a?{SECRET}=b@h"
+        assert SECRET not in await message_of(lambda: connect(url).open(), BadAddress)
+
+    async def test_option_of_an_embedded_server(self, folder: Path):
+        """embedded:// has no options; no folder is made for what was mistyped."""
+        url = f"embedded://{folder}/data?foo=bar"
+        assert "leave out" in await message_of(lambda: connect(url).open(), BadAddress)
+        assert os.listdir(folder) == []
 
 
 class TestNobodyThere:

@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 
-from store import EventLog, NamespaceError, Store
+from store import EventLog, NamespaceError, Store, connect
 from store.event import SCHEMA
 from store.keys import Keys
-from store.namespace import DEFAULT_PARTITIONS, open_namespace
+from store.namespace import DEFAULT_PARTITIONS, find_namespace, open_namespace
+from tests.support import RedisProcess
 
 
 class TestOpenNamespace:
@@ -63,3 +64,39 @@ class TestOpenNamespace:
             return_exceptions=True,
         )
         assert sorted(type(one).__name__ for one in both) == ["Namespace", "NamespaceError"]
+
+
+class TestFindNamespace:
+    """For whoever looks: a namespace is found or it is not, and never made."""
+
+    async def test_found(self, store: Store, namespace: str):
+        """One that exists is the same as when it is opened."""
+        assert await open_namespace(store, namespace, 4) == await find_namespace(store, namespace)
+
+    async def test_mistyped(self, own_redis: RedisProcess):
+        """One that does not exist is refused with those that do, and is not there afterwards."""
+        async with connect(own_redis.url) as store:
+            await open_namespace(store, "default")
+            await open_namespace(store, "staging")
+            with pytest.raises(NamespaceError, match=r"'nothere'.*there are: default, staging"):
+                await find_namespace(store, "nothere")
+            assert not await store.redis.exists(Keys("nothere").meta)
+
+    async def test_nothing_yet(self, own_redis: RedisProcess):
+        """Where there is none at all, the message says what to start."""
+        async with connect(own_redis.url) as store:
+            await store.redis.set("ar:{a/0}:meta", "a key that is none of ours")
+            with pytest.raises(NamespaceError, match=r"nothing has been recorded.*start a service"):
+                await find_namespace(store, "default")
+
+    async def test_user_who_may_not_list_keys(self, own_redis: RedisProcess):
+        """Who may only read some keys is told that it does not exist, without the others."""
+        async with connect(own_redis.url) as store:
+            await open_namespace(store, "default")
+            words = ("ACL", "SETUSER", "reader", "on", ">pw", "~ar:*", "+hmget", "+info", "+client")
+            await store.redis.execute_command(*words)
+        url = own_redis.url.replace("unix://", "unix://reader:pw@")
+        async with connect(url) as store:
+            with pytest.raises(NamespaceError, match="'nothere'") as caught:
+                await find_namespace(store, "nothere")
+        assert "default" not in str(caught.value)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -153,6 +156,38 @@ class TestWrongScheme:
         assert says in message
         assert "secret" not in message
 
+    async def test_tls_to_a_server_without_it(self, start: Start, monkeypatch: pytest.MonkeyPatch):
+        """rediss:// to a plain server: it is there, so nothing is to be started."""
+        monkeypatch.setattr("store.client._CONNECT_TIMEOUT", 0.5)
+        message = await refusal(f"rediss://127.0.0.1:{start().port}")
+        assert "something listens at rediss://" in message
+        assert "write redis:// if it has no TLS" in message
+
+    async def test_server_with_tls(self, folder: Path):
+        """redis:// to a server with TLS, and a certificate that nobody vouches for."""
+        key, certificate = folder / "key.pem", folder / "certificate.pem"
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
+        command += ["-keyout", str(key), "-out", str(certificate), "-subj", "/CN=localhost"]
+        await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+
+        async def hear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(100)
+            writer.close()
+
+        async with await asyncio.start_server(hear, "127.0.0.1", 0, ssl=context) as server:
+            at = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            assert "write rediss:// if it has TLS" in await refusal(f"redis://{at}")
+            message = await refusal(f"rediss://{at}")
+            assert "self-signed certificate" in message
+            assert "?ssl_ca_certs=PATH" in message
+
+    async def test_not_a_sentinel(self, start: Start):
+        """redis+sentinel:// to a server."""
+        message = await refusal(f"redis+sentinel://127.0.0.1:{start().port}/m")
+        assert "is not a sentinel: write redis://" in message
+
     @pytest.mark.parametrize("kind", ["cluster", "sentinel"])
     async def test_nobody_there(self, kind: str):
         """No node answers: the message says what to look at."""
@@ -161,3 +196,5 @@ class TestWrongScheme:
             "m" if kind == "sentinel" else ""))  # fmt: skip
         assert f"127.0.0.1:{port}" in message
         assert "redis-cli" in message
+        assert f"no {kind} answers" in message
+        assert "(connection refused)" in message
