@@ -204,7 +204,7 @@ class AdkRuntime:
                 # It could not be ended when its last user left; what is said now is another matter.
                 if live.ending:
                     entry.terminating = _BY_CLOSE
-                    await self._end(live, entry, _BY_CLOSE, delete=True)
+                    await self._end(live, entry, _BY_CLOSE)
                     continue
                 live.ending = None
             self._host.begin_use(ref)
@@ -235,7 +235,7 @@ class AdkRuntime:
         if live.ending is not None:
             entry.terminating = _BY_CLOSE
             try:
-                await self._end(live, entry, _BY_CLOSE, delete=live.ending)
+                await self._end(live, entry, _BY_CLOSE)
             except Exception as error:
                 self._report(entry, error)
 
@@ -312,15 +312,15 @@ class AdkRuntime:
     ) -> None:
         """Ends a chat that was marked as terminating; when that fails it stays.
 
+        Its data goes too if `delete` says so, or an end that was put off.
+
         Raises:
             Exception: what saving or deleting it raises.
         """
         try:
             if not delete:
                 await self._save(entry.key, live)
-            # From here on the chat may have lost its data, and looks for it anew if it stays after all.
-            live.ready = False
-            await (self._data.delete if delete else self._data.let_go)(live.identity)
+            await self._drop_data(live, delete=delete)
         except BaseException:
             if self._host.entries.get(entry.ref) is entry:
                 entry.terminating = ""
@@ -328,13 +328,18 @@ class AdkRuntime:
         self._live.remove(live, reason)
 
     async def _save(self, _: str, live: LiveChat) -> None:
-        await self._data.save(live.identity, live.agent)
+        if not live.ending:
+            await self._data.save(live.identity, live.agent)
 
     async def _teardown(self, _: str, live: LiveChat) -> None:
         """What the reconciler's order does, after `_save`."""
-        live.ready = False  # As in `_end`.
-        await self._data.let_go(live.identity)
+        await self._drop_data(live)
         self._live.remove(live)
+
+    async def _drop_data(self, live: LiveChat, *, delete: bool = False) -> None:
+        # If it is cut short the chat may stay, and has to look for its data anew.
+        live.ready = False
+        await (self._data.delete if delete or live.ending else self._data.let_go)(live.identity)
 
     def _report(self, entry: Entry, error: Exception) -> None:
         reason = f"it stays: {error or type(error).__name__}"
@@ -375,7 +380,7 @@ class AdkRuntime:
                 continue
             entry.terminating = _BY_SHUTDOWN
             try:
-                await self._end(live, entry, _BY_SHUTDOWN, delete=bool(live.ending))
+                await self._end(live, entry, _BY_SHUTDOWN)
             except Exception as error:
                 self._report(entry, error)
                 self._live.remove(live, "the service shut down; it could not be saved")

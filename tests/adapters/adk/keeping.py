@@ -59,7 +59,8 @@ class Place:
         keys = Keys(self.space.name).app_sessions(names["app_name"])
         member = keys.session(names["user_id"], names["session_id"]).member
         at = await self.store.now_ms() - round(days * DAY_MS)
-        assert await self.store.redis.zadd(keys.used, {member: at}, xx=True, ch=True) == 1
+        await self.store.redis.zadd(keys.used, {member: at}, xx=True)
+        assert await self.store.redis.zscore(keys.used, member) == at
 
     async def told(self) -> list[LifecycleEvent]:
         """The events about conversations."""

@@ -13,9 +13,13 @@ from adapters.adk import AdkRuntime, get_recovery_store
 from store import EventLog, Store
 from store.errors import NotAlive
 from store.recovery import RecoveryStore
-from tests.adapters.adk.chats import CLERK, COOK, is_empty
+from tests.adapters.adk.chats import CLERK, COOK, is_empty, reconciling
 from tests.adapters.adk.talk import Workshop, say
 from tests.support import eventually, story
+
+
+async def away(*_: object, **__: object) -> None:
+    raise ConnectionError("Redis is away")
 
 
 class TestEnd:
@@ -99,30 +103,38 @@ class TestEnd:
     async def test_a_deletion_that_fails(
         self, runtime: AdkRuntime, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The chat stays and can be used, though half of it is gone; one that was put off until its
-        last user left is done before the next one comes."""
-
-        async def away(*_: object) -> None:
-            raise ConnectionError("Redis is away")
-
-        for put_off in (False, True):
-            async with runtime.chat("c", "u", COOK) as chat:
-                await say(chat, "my secret")
-                if put_off:
-                    monkeypatch.setattr(RecoveryStore, "purge", away)
-                    await runtime.end_chat("c", delete=True)
-            if not put_off:
-                monkeypatch.setattr(RecoveryStore, "purge", away)
-                with pytest.raises(ConnectionError):
-                    await runtime.end_chat("c", delete=True)
-            assert len(runtime.chats) == 1
-            monkeypatch.undo()
-            for text in ("hello", "again"):
-                async with runtime.chat("c", "u", COOK) as chat:
-                    await say(chat, text)
-            assert "my secret" not in workshop.model.shown[-1]
-            assert workshop.model.shown[-1][0] == "hello"
+        """The chat stays and can be used, though half of it is gone."""
+        async with runtime.chat("c", "u", COOK) as chat:
+            await say(chat, "my secret")
+        monkeypatch.setattr(RecoveryStore, "purge", away)
+        with pytest.raises(ConnectionError):
             await runtime.end_chat("c", delete=True)
+        assert len(runtime.chats) == 1
+        async with runtime.chat("c", "u", COOK) as chat:
+            await say(chat, "hello")
+        assert workshop.model.shown[-1] == ["hello"]
+
+    @pytest.mark.parametrize("next", ["opened", "ended", "idle"])
+    async def test_a_deletion_that_was_put_off_and_fails(
+        self, runtime: AdkRuntime, workshop: Workshop, monkeypatch: pytest.MonkeyPatch, host: Host,
+        store: Store, namespace: str, sessions: BaseSessionService, next: str,
+    ) -> None:  # fmt: skip
+        """It is done before anything else comes of the chat, and only once."""
+        async with runtime.chat("c", "u", COOK) as chat:
+            await say(chat, "my secret")
+            monkeypatch.setattr(type(sessions), "delete_session", away)
+            await runtime.end_chat("c", delete=True)
+        assert len(runtime.chats) == 1
+        monkeypatch.undo()
+        if next == "ended":
+            await runtime.end_chat("c")
+        if next == "idle":
+            async with reconciling(store, namespace, host):
+                await eventually(lambda: not runtime.chats)
+        for text in ("hello", "again"):
+            async with runtime.chat("c", "u", COOK) as chat:
+                await say(chat, text)
+        assert workshop.model.shown[-1][0] == "hello"
 
     async def test_ephemeral_conversations_go_with_their_chats(
         self, make_runtime: Callable[..., AdkRuntime], workshop: Workshop,
