@@ -24,9 +24,10 @@ from adapters.executor import Executor
 from adapters.holdings import Holdings
 from adapters.inventory import InventoryBook
 from adapters.metrics import HostMetrics, Look
+from adapters.observed_dict import ObservedDict, observable
 from adapters.outbox import OUTBOX_LIMIT
 from adapters.recorder import Recorder
-from adapters.registry import Index, ObservedDict, Registry, Teardown, observable
+from adapters.registry import Index, Registry, Teardown
 from adapters.sender import AWAY, CANNOT_SEND, RETRY_FIRST, OutboxOptions, Sender
 from adapters.spill import SPILL_LIMIT
 from adapters.stocktaking import EVERYTHING, LOOKS, findings, inventory, take_stock

@@ -18,7 +18,8 @@ from adapters.aether_frame.runner import OpenRunner
 from adapters.aether_frame.substitution import Substitutions, find
 from adapters.aether_frame.usage import Usage, part_of
 from adapters.host import Host
-from adapters.registry import Index, ObservedDict, Registry, Teardown, observable
+from adapters.observed_dict import ObservedDict, observable
+from adapters.registry import Index, Registry, Teardown
 from store.logs import get_logger
 
 log = get_logger("adapters.aether_frame")

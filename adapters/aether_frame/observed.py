@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from adapters.registry import Index, ObservedDict, Registry
+from adapters.observed_dict import ObservedDict
+from adapters.registry import Index, Registry
 from store.messages import IndexEntry
 
 Hook = Callable[[Any, Any], None]

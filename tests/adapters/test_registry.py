@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from adapters.registry import ObservedDict, observable
+from adapters.observed_dict import ObservedDict, observable
 from store.messages import IndexEntry
 from tests.adapters.unstarted import alive, types_of, unstarted
 from tests.support import log_lines, waiting
