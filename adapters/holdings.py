@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from adapters.entry import Entry, Use, current_order
 from adapters.inventory import InventoryBook
+from adapters.links import Links
 from adapters.recorder import Recorder, origin
 from adapters.registry import Findings, Index, Registry, Teardown
 from store.errors import NotAlive
@@ -61,7 +62,7 @@ class Holdings:
         self.indexes: dict[str, Index] = {}
         self.handlers: dict[str, Teardown] = {}
         self.unowned: dict[str, Entry] = {}
-        self._users: dict[str, dict[str, None]] = {}
+        self._links = Links()
         self.end_listeners: list[Callable[[str], None]] = []
         self._wake_up = wake
         self._observed = report
@@ -134,7 +135,7 @@ class Holdings:
         """
         entry = self.entries.get(ref)
         if uses is not None:
-            uses = self._references(uses)
+            uses = self._links.references(uses)
         if owned_by is not None:
             check_ref(owned_by)
         seq = self.recorder.record(
@@ -165,7 +166,7 @@ class Holdings:
         """
         entry = self._alive(ref)
         if uses is not None:
-            uses = self._references(uses)
+            uses = self._links.references(uses)
         if owned_by is not None:
             check_ref(owned_by)
         self._link(entry, uses, owned_by)
@@ -209,18 +210,6 @@ class Holdings:
         entry.kept_until = max(entry.kept_until, time.monotonic() + seconds)
         entry.seq = self.recorder.record("reused", ref, attrs={"keep_alive_s": float(seconds)})
 
-    def _references(self, uses: str | Iterable[str]) -> tuple[str, ...]:
-        """What something uses, as references; a text is one of them.
-
-        Raises:
-            ValueError: one is not `kind/id`.
-        """
-        refs = (uses,) if isinstance(uses, str) else tuple(uses)
-        for ref in refs:
-            if ref not in self._users:
-                check_ref(ref)
-        return refs
-
     def _alive(self, ref: str) -> Entry:
         entry = self.entries.get(ref)
         if entry is None:
@@ -243,7 +232,7 @@ class Holdings:
         """An object came into a registry, in this tick."""
         ref = registry.ref(key)
         id = registry.id(key)
-        uses = self._references(registry.uses(id, value)) if registry.uses is not None else ()
+        uses = self._links.references(registry.uses(id, value)) if registry.uses is not None else ()
         owner = registry.owned_by(id, value) if registry.owned_by is not None else None
         if owner is not None:
             check_ref(owner)
@@ -289,7 +278,7 @@ class Holdings:
         if registry.used is not None:
             mark = registry.used(id, entry.obj)
             if registry.uses is not None:
-                uses = self._references(registry.uses(id, entry.obj))
+                uses = self._links.references(registry.uses(id, entry.obj))
         if (held, mark, uses) == (entry.held, entry.mark, entry.uses):
             return
         linked = uses if uses != entry.uses else None
@@ -386,17 +375,8 @@ class Holdings:
         if owned_by is not None:
             entry.owned_by = owned_by
             self.unowned.pop(entry.ref, None)
-        if uses is None:
-            return
-        for used in entry.uses:
-            users = self._users.get(used)
-            if users is not None:
-                users.pop(entry.ref, None)
-                if not users:
-                    del self._users[used]
-        entry.uses = tuple(uses)
-        for used in entry.uses:
-            self._users.setdefault(used, {})[entry.ref] = None
+        if uses is not None:
+            self._links.put(entry, tuple(uses))
 
     def record_entry(
         self, type: str, entry: Entry, *, reason: str | None = None, order_id: str | None = None
@@ -434,8 +414,7 @@ class Holdings:
 
     def user_of(self, ref: str, *, besides: Container[str] = ()) -> str | None:
         """Something alive that uses `ref`, if there is anything, itself and some others aside."""
-        users = self._users.get(ref, ())
-        return next((user for user in users if user != ref and user not in besides), None)
+        return self._links.user_of(ref, besides)
 
     def untracked(self, ref: str) -> Entry | None:
         """What a registry holds under `ref` and the log never heard of; None if none does."""
