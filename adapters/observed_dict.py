@@ -6,7 +6,6 @@ of us: what goes wrong while it is noted is logged, and shows up as untracked dr
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ _MISSING = object()
 class ObservedDict(dict[Any, Any]):
     """A dict that reports each change of itself, whichever method made it."""
 
-    place: tuple[weakref.ref[Any], str] | None = None
+    place: tuple[Callable[[], Any], str] | None = None
 
     def __init__(self, content: Mapping[Any, Any] | None = None) -> None:
         super().__init__(content or {})
@@ -36,8 +35,10 @@ class ObservedDict(dict[Any, Any]):
 
     def stands_in(self, owner: Any, attribute: str) -> None:
         """Remembers which attribute of which object it took the place of."""
-        with contextlib.suppress(TypeError):  # Not everything can be referred to weakly.
+        try:
             self.place = (weakref.ref(owner), attribute)
+        except TypeError:  # Not everything can be referred to weakly.
+            self.place = (lambda: owner, attribute)
 
     def displaced(self) -> Any:
         """What the service has put in its place meanwhile; None while it stands there itself."""

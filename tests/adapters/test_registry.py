@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -182,9 +183,11 @@ class TestObserve:
         service.runners.pop("r")
         assert types_of(host) == ["adopted", "cleaned_up"]
 
-    def test_assigned_anew(self, caplog: pytest.LogCaptureFixture):
+    @pytest.mark.parametrize("weakly", [True, False])
+    def test_assigned_anew(self, caplog: pytest.LogCaptureFixture, weakly: bool):
         """A new dict in the attribute is observed at the next look; what is not in it has gone."""
-        host, service = unstarted(), Service()
+        host = unstarted()
+        service: Any = Service() if weakly else SimpleNamespace(**vars(Service()))
         kept = service.runners["r"]
         runners = host.observe(service, "runners", kind="runner")
         host.observe_index(service, "index", names="runner")
