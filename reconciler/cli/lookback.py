@@ -37,7 +37,8 @@ def show_alive(state: FleetState, at_ms: int) -> None:
         out.print(f"{title} ({state.events} events)")
         return
     columns = ["resource", "process", "created", "last used", "in use", "uses", "owned by"]
-    out.print(table(title, columns, rows))
+    spare = ["created", "in use", "owned by", "uses", "process"]
+    out.print(table(title, columns, rows, spare))
 
 
 # --- what changed ---------------------------------------------------------------------------------
@@ -114,7 +115,8 @@ def show_changes(changes: Changes, bounds: tuple[int | None, int]) -> None:
     ]  # fmt: skip
     if rows:
         columns = ["at", "", "resource", "process", "lived", "why", "order"]
-        out.print(table(f"the last {len(rows)}", columns, rows))
+        spare = ["order", "process", "lived"]
+        out.print(table(f"the last {len(rows)}", columns, rows, spare))
     for what, names in changes.processes.items():
         for name in names:
             out.print(f"process {name} {'was lost' if what == 'lost' else what}")

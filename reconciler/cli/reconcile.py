@@ -113,7 +113,12 @@ def _show(result: dict[str, Any], *, dry_run: bool) -> None:
         for row in result[name]
     ]
     out.print(
-        table(f"{count} processes: {title}", ["", "resource", "entry", "process", "why"], rows)
+        table(
+            f"{count} processes: {title}",
+            ["", "resource", "entry", "process", "why"],
+            rows,
+            spare=["process", "entry"],
+        )
     )
     if result["silent"]:
         out.print(

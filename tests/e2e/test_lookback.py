@@ -159,6 +159,7 @@ class TestStep:
         """On a terminal single keys, arrows among them, are enough, without Return."""
         shown = await asyncio.to_thread(on_a_terminal, past, [b"n", b"\x1b[C", b"\x1b[D", b"q"])
         assert re.findall(r"\[(\d)\] ", shown) == ["0", "1", "2", "1"]
+        assert "    resource: runner/r1\r\n    process: svc@host:1:1\r\n" in shown
         assert "q quit" in shown
 
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pty
+import re
+import select
+import subprocess
 import sys
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -132,3 +138,51 @@ class TestCommand:
         assert idle == sorted(idle, reverse=True)
         assert status["rates"]["appeared"] == 2
         assert status["stuck"] == []
+
+    @pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 24), (200, 50)])
+    async def test_fits_a_terminal(
+        self, host: Host, redis_url: str, namespace: str, width: int, height: int
+    ) -> None:
+        """What is wrong stands first, nothing is cut off without a word, and no word is broken."""
+        made = service(host)
+        made.sessions.update({f"session-with-a-long-name-{n}": "r1" for n in range(30)})
+        made.agent_runners.update({f"a{n}": f"gone-{n}" for n in range(30)})
+        options = ("--url", redis_url, "--namespace", namespace)
+        async with asyncio.timeout(40):
+            while True:
+                lines = await asyncio.to_thread(on_a_terminal, width, height, options)
+                if any("30 dangling" in line for line in lines):
+                    break
+        assert lines[0].startswith("no worker runs")
+        assert len([line for line in lines if line.strip()]) <= height
+        assert max(map(len, map(str.rstrip, lines))) <= width
+        assert all(line.rstrip()[-1] in "╮│┤╯" for line in lines if line[:1] in "╭│├╰")
+        text = "".join(lines)
+        assert host.process in text, "it is on one line"
+        assert "longest idle, and 25 more" in text or "there is no room to show any of 30" in text
+        assert "drift: 30 dangling (the first" in text
+
+
+def on_a_terminal(width: int, height: int, options: Sequence[str]) -> list[str]:
+    """The first whole picture of `status --watch` on a pseudo-terminal."""
+    main, side = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "reconciler", "status", "--watch", "--interval", "0.1", *options],
+        stdin=side, stdout=side, stderr=side, cwd=ROOT,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": str(width), "LINES": str(height)},
+    ) as process:  # fmt: skip
+        os.close(side)
+        shown = b""
+        # The second of two pictures has begun: the one before it is whole.
+        while shown.count(b"processes") < 2:
+            assert select.select([main], [], [], 20)[0], shown
+            shown += os.read(main, 65536)
+        process.terminate()
+        process.wait(20)
+    os.close(main)
+    pictures = [
+        re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text)
+        for text in shown.decode(errors="ignore").split("\x1b[H")
+    ]
+    first = next(text for text in pictures if "processes" in text)
+    return first.replace("\r", "").split("\n")
