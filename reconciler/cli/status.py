@@ -97,6 +97,7 @@ def describe_status(fleet: Fleet, rates: Rates, held: Held) -> dict[str, Any]:
         ],
         "rates": {
             "seconds": rates.seconds,
+            "dropped_ms": rates.dropped_ms,
             "appeared": rates.appeared,
             "went": rates.went,
             "torn_down": rates.torn_down,
@@ -162,8 +163,9 @@ def picture(fleet: Fleet, rates: Rates, held: Held, room: Room = Room()) -> Grou
         parts.append(
             f"alive: {', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}"
         )
+    dropped = ", before which the log was dropped" if rates.dropped_ms is not None else ""
     parts.append(
-        f"in the last {ago(rates.seconds * 1000)}: {rates.appeared} appeared "
+        f"in the last {ago(rates.seconds * 1000)}{dropped}: {rates.appeared} appeared "
         f"({rates.per_minute(rates.appeared):.1f} a minute), {rates.went} went "
         f"({rates.per_minute(rates.went):.1f} a minute), {rates.torn_down} of them by order; "
         f"{rates.refused} teardowns refused, {rates.failed} failed"

@@ -11,20 +11,26 @@ import select
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from adapters import Host
 from reconciler import Policy
+from reconciler.cli.status import picture
 from reconciler.fleet import read_fleet
-from reconciler.fleet_view import FleetView
+from reconciler.fleet_view import FleetView, Rates
 from store import EventLog, Store
 from store.log import Page
 from store.namespace import Namespace, open_namespace
 from tests.e2e.programs import ROOT
-from tests.support import eventually
+from tests.history import Story, begin
+from tests.support import event, eventually
 
 
 @pytest.fixture
@@ -95,6 +101,42 @@ class TestView:
         monkeypatch.setattr(EventLog, "page", counted)
         await view.look()
         assert [row.ref for one in read for _, row in one.rows] == ["session/late"]
+
+
+class TestRates:
+    """What happened in the last minutes, where entries have left the stream meanwhile."""
+
+    @pytest.mark.parametrize("archived", [True, False])
+    async def test_after_a_trim(
+        self, store: Store, namespace: str, tmp_path: Path, archived: bool
+    ) -> None:
+        """What is in the archive is counted; of what was dropped it is said from when on it counts."""
+        story = await begin(store, namespace)
+        await story.write(200)
+        before = await self.rates(story)
+        assert (before.dropped_ms, before.appeared > 50) == (None, True)
+        await story.archive(tmp_path if archived else "off")
+        after = await self.rates(story)
+        if archived:
+            assert replace(after, seconds=0) == replace(before, seconds=0)
+            return
+        assert after.dropped_ms is not None
+        assert (after.appeared, after.went) == (0, 0)
+        assert after.seconds <= before.seconds + 1
+        ref = "session/since"
+        await story.log.append([event(1, "process_started", "process/d@h:4:4", process="d@h:4:4")])
+        await story.log.append([event(2, "created", ref, process="d@h:4:4")])
+        assert (await self.rates(story)).appeared == 1
+        out = Console(file=StringIO(), width=400)
+        view = FleetView(store, story.namespace)
+        await view.open()
+        out.print(picture(*await view.look(), {}))
+        assert "before which the log was dropped: 1 appeared" in out.file.getvalue()  # type: ignore[attr-defined]
+
+    async def rates(self, story: Story) -> Rates:
+        view = FleetView(story.store, story.namespace)
+        await view.open()
+        return (await view.look())[1]
 
 
 class TestCommand:
