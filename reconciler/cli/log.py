@@ -32,7 +32,7 @@ _STYLES = {
 }
 
 
-@click.command()
+@click.command(short_help="Print events as they stand, and as they come.")
 @common
 @click.option("-f", "--follow", is_flag=True, help="Go on with events as they come.")
 @click.option("-n", "--lines", type=click.IntRange(min=0), help="Only the last N events.")

@@ -35,9 +35,14 @@ _BORDER = 3
 _SHORT = 14
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # Left to the command line; rich would end the program with status 1.
+
+
 def console() -> Console:
     """Standard output; as wide as the terminal, or as wide as it takes in a pipe."""
-    return Console(
+    return _Console(
         width=None if sys.stdout.isatty() else _WIDTH_IN_A_PIPE, highlight=False, markup=False
     )
 

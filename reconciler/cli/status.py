@@ -18,6 +18,7 @@ from reconciler.cli.output import ago, clock, console, emit, reading, size, tabl
 from reconciler.describe import describe, describe_resource
 from reconciler.fleet import Fleet
 from reconciler.fleet_view import FleetView, Rates, oldest_idle
+from reconciler.phrases import counted
 from reconciler.stuck import find_stuck
 from store.lease import holders
 from store.log import EventLog
@@ -32,7 +33,7 @@ _LINES_PER_ROW = 3
 """Of a table on a narrow terminal, at most: cutting too little only costs another try."""
 
 
-@click.command()
+@click.command(short_help="Show what is alive, drift, and who works on it.")
 @common
 @click.option("-w", "--watch", is_flag=True, help="Go on looking, until Ctrl-C.")
 @click.option(
@@ -116,8 +117,10 @@ def line_of(fleet: Fleet, rates: Rates) -> str:
     stuck = sum(1 for _ in find_stuck(fleet.state.processes.values(), fleet.policy))
     alive = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "nothing alive"
     return (
-        f"{clock(fleet.now_ms)}  {len(fleet.state.processes)} processes  {alive}  drift: "
-        f"{len(drift.orphans)} orphans, {len(drift.dangling)} dangling, {len(drift.ghosts)} ghosts, "
+        f"{clock(fleet.now_ms)}  "
+        f"{counted(len(fleet.state.processes), 'process', 'processes')}  {alive}  drift: "
+        f"{counted(len(drift.orphans), 'orphan')}, {len(drift.dangling)} dangling, "
+        f"{counted(len(drift.ghosts), 'ghost')}, "
         f"{len(drift.untracked)} untracked  {stuck} stuck  "
         f"+{rates.per_minute(rates.appeared):.1f} -{rates.per_minute(rates.went):.1f} a minute"
     )
@@ -168,7 +171,7 @@ def picture(fleet: Fleet, rates: Rates, held: Held, room: Room = Room()) -> Grou
         f"in the last {ago(rates.seconds * 1000)}{dropped}: {rates.appeared} appeared "
         f"({rates.per_minute(rates.appeared):.1f} a minute), {rates.went} went "
         f"({rates.per_minute(rates.went):.1f} a minute), {rates.torn_down} of them by order; "
-        f"{rates.refused} teardowns refused, {rates.failed} failed"
+        f"{counted(rates.refused, 'teardown')} refused, {rates.failed} failed"
     )
     parts += [_drift(fleet, room.drift), *_workers(fleet, held), *_idle(fleet, room.idle)]
     return Group(*parts)
@@ -214,13 +217,12 @@ def _drift(fleet: Fleet, shown: int) -> RenderableType:
         )
         for item in islice(drift, shown)
     ]
-    counts = {
-        "orphans": drift.orphans, "dangling": drift.dangling, "ghosts": drift.ghosts,
-        "untracked": drift.untracked,
-    }  # fmt: skip
-    title = f"drift: {', '.join(f'{len(items)} {sort}' for sort, items in counts.items() if items)}"
-    more = sum(map(len, counts.values())) - len(rows)
-    title += f" (the first {len(rows)})" if more else ""
+    counts = [
+        counted(len(drift.orphans), "orphan"), f"{len(drift.dangling)} dangling",
+        counted(len(drift.ghosts), "ghost"), f"{len(drift.untracked)} untracked",
+    ]  # fmt: skip
+    title = f"drift: {', '.join(text for text in counts if not text.startswith('0 '))}"
+    title += f" (the first {len(rows)})" if len(rows) < sum(1 for _ in drift) else ""
     columns = ["sort", "resource", "entry", "process", "why"]
     return table(title, columns, rows, spare=["process", "entry", "sort"])
 

@@ -21,6 +21,7 @@ from reconciler.cli.log import line
 from reconciler.cli.output import ago, clock, console, emit
 from reconciler.describe import describe_resource
 from reconciler.fold import FleetState
+from reconciler.phrases import counted
 from reconciler.steps import BACK_KEPT, Stepper
 from store.event import LogEntry
 
@@ -249,7 +250,7 @@ def _picture(steps: Walk, *, keys: bool) -> Group:
 
 
 def _alive(steps: Walk) -> Text:
-    text = Text(f"    alive in {len(steps.state.processes)} processes: ")
+    text = Text(f"    alive in {counted(len(steps.state.processes), 'process', 'processes')}: ")
     kinds = sorted(steps.alive.keys() | steps.came.keys())
     for number, kind in enumerate(kinds):
         text.append(f"{', ' if number else ''}{steps.alive[kind]} {kind}")
