@@ -352,6 +352,13 @@ class TestLostBeginning:
         later = await run(cut, "replay", *words, "--from", complete[1].replace(" ", "T"), "--json")
         assert (later.returncode, later.stderr) == (0, "")
 
+    async def test_log_of_what_may_have_been_dropped(self, cut: SimpleNamespace) -> None:
+        """`log` of what it does not know says that a part of it was dropped."""
+        for options in (["--resource", "runner/nothere"], ["--process", "nothere"]):
+            message = await refused(cut, "log", *options)
+            assert "never heard of" in message
+            assert "were dropped (archive: off)" in message
+
     async def test_complete_is_complete(self, cut: SimpleNamespace) -> None:
         """From the moment that is named on, the state is that of all that ever happened."""
         done = await run(cut, "replay", "--to", (await cut.story.log.last())[0])
