@@ -310,6 +310,8 @@ def connect(url: str) -> Store:
             when a host's events count as acknowledged: `memory`, `fsync` or `replicated`.
             `?password_file=PATH` takes the password from a file (a mounted secret), so that it is
             in no command line and no environment.
+            Other options are settings of a connection, as redis-py has them (`socket_timeout`,
+            `ssl_ca_certs`, …); one that there is not is refused.
 
     Raises:
         BadAddress, RedisUnavailable: when it is opened; see `Store.open`.
