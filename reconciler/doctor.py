@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reconciler.moment import span
+from reconciler.phrases import counted
 from reconciler.policy import Policy
 from reconciler.stuck import Stuck
 
@@ -251,14 +252,14 @@ def _outboxes(facts: Facts) -> Iterator[Finding]:
         if count:
             yield Finding(
                 "outboxes",
-                f"{process} has {count} events in its spill file",
+                f"{process} has {counted(count, 'event')} in its spill file",
                 "they are sent when Redis takes them: see the connection between the two",
             )
     for process, count in facts.dropped.items():
         if count:
             yield Finding(
                 "outboxes",
-                f"{process} has lost {count} events: memory and spill file were full",
+                f"{process} has lost {counted(count, 'event')}: memory and spill file were full",
                 "give the spill file more room; `agent-reconciler reconcile` sets the log right",
             )
 

@@ -28,6 +28,7 @@ from store.errors import HistoryDropped
 from store.inventories import InventoryReader
 from store.log import EventLog
 from store.namespace import Namespace
+from store.position import ms_of
 
 RATE_MS = 600_000
 """Rates are over this long."""
@@ -43,6 +44,8 @@ class Rates:
         appeared, went: resources.
         torn_down: of those that went, by order.
         failed, refused: teardowns.
+        dropped_ms: what came before this time was dropped from the log, and is not counted; None where
+            nothing is missing.
     """
 
     seconds: float
@@ -51,6 +54,7 @@ class Rates:
     torn_down: int = 0
     failed: int = 0
     refused: int = 0
+    dropped_ms: int | None = None
 
     def per_minute(self, count: int) -> float:
         return count * 60 / self.seconds if self.seconds > 0 else 0.0
@@ -74,7 +78,7 @@ class FleetView:
         self._policy = Policy()
         self._watches = Watches(self._policy)
         self._slots: dict[int, Counter[str]] = {}
-        self._since_ms = 0
+        self._dropped_ms = 0
 
     async def open(self, progress: Progress = lambda count: None) -> None:
         """Folds what there is, up to the minutes that the rates are over."""
@@ -90,7 +94,7 @@ class FleetView:
                 part, position = await nearest_snapshot(self._namespace, partition)
                 self._state.take(part)
                 self._positions[partition] = position
-        self._since_ms = begin[0]
+                self._dropped_ms = max(self._dropped_ms, ms_of(position))
         await self._follow(progress)
 
     async def look(self) -> tuple[Fleet, Rates]:
@@ -145,6 +149,8 @@ class FleetView:
             await self._log.quarantine(partition, page.malformed)
 
     def _count(self, event: Event, at_ms: int) -> None:
+        if at_ms <= self._dropped_ms:
+            return  # Other partitions may go back further: all are counted from the same time on.
         kind = event.type
         holder = self._state.processes.get(event.holder or event.process)
         went = 0
@@ -171,7 +177,8 @@ class FleetView:
             total.update(counts)
         # A log that is younger than the minutes asked about is judged by its own age.
         first = min((p.started_ms for p in self._state.processes.values()), default=begin)
-        seconds = max(1.0, (now_ms - max(begin, first)) / 1000)
+        since = max(begin, first, self._dropped_ms)
+        seconds = max(1.0, (now_ms - since) / 1000)
         return Rates(
             seconds,
             total["appeared"],
@@ -179,6 +186,7 @@ class FleetView:
             total["torn_down"],
             total["failed"],
             total["refused"],
+            self._dropped_ms if self._dropped_ms > begin else None,
         )
 
 

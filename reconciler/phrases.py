@@ -1,4 +1,4 @@
-"""Parts of sentences that are said of lives, whether they last or have ended. Pure."""
+"""Parts of sentences: of how many, and of lives, whether they last or have ended. Pure."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from reconciler.life import Life, Worker
 from reconciler.moment import span
 
 _SHOWN = 3
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """How many of something there are: `1 event`, `2 events`."""
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
 
 
 def began(life: Life) -> str:

@@ -73,7 +73,10 @@ class Archive:
             raise
         except Exception as error:
             # fsspec is a door to a hundred libraries, each with errors of its own.
-            cause = " ".join(str(error).split()) or type(error).__name__
+            said = getattr(error, "strerror", None) or str(
+                error
+            )  # Without the path, which follows.
+            cause = " ".join(said.split()) or type(error).__name__
             raise ArchiveError(
                 f"cannot {what} the archive {shown(self.url)}: {cause}; nothing was trimmed and nothing "
                 "is lost: make the place usable, or name another with `agent-reconciler archive --to`"

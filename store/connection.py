@@ -115,7 +115,9 @@ class Store:
         try:
             self._redis = make_client(address)
         except BadPart as error:
-            raise BadAddress(f"{self.url!r} is not a Redis address: {error}") from None
+            # Without the options: one whose name is mistyped may hold a password.
+            without = self.url.partition("?")[0]
+            raise BadAddress(f"{without!r} is not a Redis address: {error}") from None
         except ValueError as error:
             # The error may quote a part of the address, and the password with it.
             cause = str(error) if self.url == address else "it cannot be parsed"
@@ -308,6 +310,8 @@ def connect(url: str) -> Store:
             when a host's events count as acknowledged: `memory`, `fsync` or `replicated`.
             `?password_file=PATH` takes the password from a file (a mounted secret), so that it is
             in no command line and no environment.
+            Other options are settings of a connection, as redis-py has them (`socket_timeout`,
+            `ssl_ca_certs`, …); one that there is not is refused.
 
     Raises:
         BadAddress, RedisUnavailable: when it is opened; see `Store.open`.

@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import sys
+from typing import Any
 
 import click
 from redis.exceptions import NoPermissionError, RedisError
@@ -34,7 +35,19 @@ from store.refusals import Unavailable
 COULD_NOT_RUN = 2
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """The commands; one whose output nobody reads any more ends quietly."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # That is no fault, though click would give status 1. What is buffered goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="agent-reconciler")
 def cli() -> None:
     """Finds and tears down what services that run LLM agents leak."""
@@ -83,10 +96,6 @@ def run(arguments: list[str] | None = None) -> int:
         return 130
     except ReconcilerError as error:
         return _fail(str(error))
-    except BrokenPipeError:
-        # Whoever read our output has gone; that is no fault. What is buffered goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except NoPermissionError as error:
         return _fail(
             f"Redis does not let this user do that ({_one_line(error)}): use one who may, see "

@@ -35,7 +35,7 @@ _LEASE_MS = 10_000
 _ANSWER_SECONDS = 600.0
 
 
-@click.command()
+@click.command(short_help="Move old events to the archive, now and from now on.")
 @common
 @click.option(
     "--to",

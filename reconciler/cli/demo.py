@@ -31,6 +31,7 @@ from reconciler.cli.log import line
 from reconciler.cli.output import console, emit, size, table
 from reconciler.describe import describe
 from reconciler.fleet import Fleet, read_fleet
+from reconciler.phrases import counted
 from store.connection import Store, connect
 from store.errors import ReconcilerError
 from store.log import EventLog
@@ -44,7 +45,7 @@ _LOG_LINES = 12
 _KINDS = ("session", "runner", "agent", "recovery_record", "config_lock")
 
 
-@click.command()
+@click.command(short_help="Watch a leaking chat service being cleaned up.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @click.option(
     "--chats", type=click.IntRange(1, 5000), default=300, show_default=True, help="Conversations."
@@ -309,4 +310,6 @@ def _show(report: dict[str, Any]) -> None:
     done = ", ".join(f"{count} {kind}" for kind, count in report["torn_down"].items())
     out.print(f"torn down in {report['seconds']} s: {done or 'nothing'}")
     left = report["left"]
-    out.print("nothing is left" if left == 0 else f"{left} entries are LEFT")
+    out.print(
+        "nothing is left" if left == 0 else f"{counted(left, 'entry is', 'entries are')} LEFT"
+    )

@@ -26,7 +26,7 @@ _CLOCK_EVENTS = 500
 _LOOK_AGAIN_SECONDS = 1.0
 
 
-@click.command()
+@click.command(short_help="Check a deployment.")
 @common
 def doctor(url: str, namespace: str, as_json: bool) -> int:
     """Check a deployment. Status 0 sound, 1 something was found, 2 it could not run."""

@@ -31,7 +31,7 @@ from store.namespace import Namespace
 from store.position import Key, id_key
 
 
-@click.command()
+@click.command(short_help="Say why a resource is alive, or is not.")
 @common
 @click.argument("resource")
 def explain(url: str, namespace: str, as_json: bool, resource: str) -> None:

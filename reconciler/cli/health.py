@@ -21,7 +21,7 @@ from store.errors import ReconcilerError
 _LARGEST_ANSWER = 64 * 1024
 
 
-@click.command()
+@click.command(short_help="Ask a worker whether it is ready.")
 @click.argument("address", default="http://127.0.0.1:9464")
 @click.option(
     "--timeout",

@@ -14,9 +14,10 @@ from rich.text import Text
 from reconciler.cli.explain import check_resource, unknown
 from reconciler.cli.options import common, opened
 from reconciler.cli.output import clock, console, emit
+from reconciler.history import missing_beginning
 from reconciler.life import REFS_KEPT
 from reconciler.nearest import nearest
-from store.errors import UnknownProcess
+from store.errors import ReconcilerError, UnknownProcess
 from store.event import LogEntry
 from store.log import EventLog
 from store.namespace import Namespace
@@ -32,7 +33,7 @@ _STYLES = {
 }
 
 
-@click.command()
+@click.command(short_help="Print events as they stand, and as they come.")
 @common
 @click.option("-f", "--follow", is_flag=True, help="Go on with events as they come.")
 @click.option("-n", "--lines", type=click.IntRange(min=0), help="Only the last N events.")
@@ -80,17 +81,18 @@ class _Wanted:
         self._resource_seen |= event.ref == self._resource
         return self._process in {None, *names} and self._resource in (None, event.ref)
 
-    def check(self, namespace: Namespace) -> None:
-        """Raises BadMoment or UnknownProcess when what is wanted was not among all entries so far."""
+    def missing(self, namespace: Namespace) -> ReconcilerError | None:
+        """What to say when what is wanted was not among all entries so far."""
         if self._resource is not None and not self._resource_seen:
-            raise unknown(self._resource, self._refs, namespace)
+            return unknown(self._resource, self._refs, namespace)
         if self._process is not None and self._process not in self._processes:
             near = nearest(self._process, self._processes)
             offer = f"the nearest are {', '.join(near)}" if near else "no name in it is like that"
-            raise UnknownProcess(
+            return UnknownProcess(
                 f"the log of namespace {namespace.name} never heard of process {self._process!r}; "
                 f"{offer}; see `agent-reconciler status`"
             )
+        return None
 
 
 async def _print(
@@ -103,7 +105,13 @@ async def _print(
         past = (entry async for entry in event_log.read() if wanted(entry))
         async for entry in _last(past, lines):
             _show(out, entry, as_json)
-        wanted.check(namespace)
+        if (error := wanted.missing(namespace)) is not None:
+            lost = await missing_beginning(namespace)
+            if lost is None:
+                raise error
+            raise type(error)(
+                f"{error}; events up to {clock(lost.until_ms)} UTC were dropped (archive: off)"
+            )
         if follow:
             async for entry in event_log.follow(ends):
                 if wanted(entry):

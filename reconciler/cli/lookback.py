@@ -10,6 +10,7 @@ from reconciler.cli.output import ago, clock, console, table
 from reconciler.describe_life import describe_life
 from reconciler.fold import FleetState
 from reconciler.life import Life
+from reconciler.phrases import counted
 
 _SHOWN = 20
 
@@ -30,14 +31,16 @@ def show_alive(state: FleetState, at_ms: int) -> None:
         for r in process.resources.values()
     ]
     title = (
-        f"alive at {clock(at_ms)} UTC: {len(rows)} resources in {len(state.processes)} processes"
+        f"alive at {clock(at_ms)} UTC: {counted(len(rows), 'resource')} in "
+        f"{counted(len(state.processes), 'process', 'processes')}"
     )
     out = console()
     if not rows:
-        out.print(f"{title} ({state.events} events)")
+        out.print(f"{title} ({counted(state.events, 'event')})")
         return
     columns = ["resource", "process", "created", "last used", "in use", "uses", "owned by"]
-    out.print(table(title, columns, rows))
+    spare = ["created", "in use", "owned by", "uses", "process"]
+    out.print(table(title, columns, rows, spare))
 
 
 # --- what changed ---------------------------------------------------------------------------------
@@ -78,7 +81,7 @@ def show_changes(changes: Changes, bounds: tuple[int | None, int]) -> None:
     """Tables of what changed between two moments."""
     out = console()
     begin = f"{clock(bounds[0])} UTC" if bounds[0] is not None else "the beginning"
-    title = f"from {begin} to {clock(bounds[1])} UTC: {changes.events} events"
+    title = f"from {begin} to {clock(bounds[1])} UTC: {counted(changes.events, 'event')}"
     came = {kind: how.total() for kind, how in changes.appeared.items()}
     went = {kind: why.total() for kind, why in changes.went.items()}
     after = changes.after
@@ -114,7 +117,8 @@ def show_changes(changes: Changes, bounds: tuple[int | None, int]) -> None:
     ]  # fmt: skip
     if rows:
         columns = ["at", "", "resource", "process", "lived", "why", "order"]
-        out.print(table(f"the last {len(rows)}", columns, rows))
+        spare = ["order", "process", "lived"]
+        out.print(table(f"the last {len(rows)}", columns, rows, spare))
     for what, names in changes.processes.items():
         for name in names:
             out.print(f"process {name} {'was lost' if what == 'lost' else what}")

@@ -29,6 +29,7 @@ def common(function: F) -> F:
             default=DEFAULT_NAMESPACE,
             show_default=True,
             envvar="AGENT_RECONCILER_NAMESPACE",
+            show_envvar=True,
             help="Of the log.",
         ),
         click.option(
@@ -36,6 +37,7 @@ def common(function: F) -> F:
             default=DEFAULT_URL,
             show_default=True,
             envvar="AGENT_RECONCILER_URL",
+            show_envvar=True,
             help="Of Redis: redis://, rediss://, unix://, redis+cluster://, redis+sentinel:// or "
             "embedded://PATH.",
         ),
@@ -59,6 +61,7 @@ def policy_options(function: F) -> F:
             "policy_file",
             type=click.Path(path_type=Path, dir_okay=False),
             envvar="AGENT_RECONCILER_POLICY",
+            show_envvar=True,
             help="TOML file with the policy.",
         ),
     ):

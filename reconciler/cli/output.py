@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -30,11 +30,19 @@ from reconciler.moment import span as ago
 __all__ = ["ago", "clock", "console", "emit", "reading", "size", "table"]
 
 _WIDTH_IN_A_PIPE = 4000
+_BORDER = 3
+"""What a column takes beyond its text: a line and a blank on either side."""
+_SHORT = 14
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # Left to the command line; rich would end the program with status 1.
 
 
 def console() -> Console:
     """Standard output; as wide as the terminal, or as wide as it takes in a pipe."""
-    return Console(
+    return _Console(
         width=None if sys.stdout.isatty() else _WIDTH_IN_A_PIPE, highlight=False, markup=False
     )
 
@@ -44,21 +52,60 @@ def emit(value: Any) -> None:
     click.echo(msgspec.json.encode(value).decode())
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """A table; columns whose name ends in # are numbers."""
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], spare: Sequence[str] = ()
+) -> Table:
+    """A table.
+
+    Args:
+        title: above it.
+        columns: their heads; those whose name ends in # are numbers.
+        rows: a cell for each column.
+        spare: columns that are left out, first to last, where a terminal is too narrow for all words.
+    """
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    texts = {
+        name: [name.rstrip("#"), *(row[at] for row in cells)] for at, name in enumerate(columns)
+    }
+    least = {name: max(map(_unbroken, column)) for name, column in texts.items()}
+    for name in spare:
+        if _room(least) >= 0:
+            break
+        del least[name]
+    terminal = sys.stdout.isatty()
     made = Table(
         title=title or None,
         title_justify="left",
         title_style="bold",
         header_style="bold",
-        box=box.ROUNDED if sys.stdout.isatty() else None,
+        box=box.ROUNDED if terminal else None,
     )
-    for column in columns:
-        number = column.endswith("#")
-        made.add_column(column.rstrip("#"), justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        made.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    room = _room(least)
+    for name, width in least.items():
+        # rich makes the widest columns narrower, and breaks words where others have blanks to break at.
+        more = min(max(map(len, texts[name])) - width, max(room, 0))
+        room -= more
+        made.add_column(
+            name.rstrip("#"),
+            justify="right" if name.endswith("#") else "left",
+            overflow="fold",
+            width=width + more if terminal and room >= 0 else None,
+        )
+    for row in cells:
+        made.add_row(
+            *(Text(text) for name, text in zip(columns, row, strict=True) if name in least)
+        )
     return made
+
+
+def _room(widths: Mapping[str, int]) -> int:
+    """How much wider than these columns the terminal is."""
+    return console().width - sum(widths.values()) - _BORDER * len(widths) - 1
+
+
+def _unbroken(text: str) -> int:
+    """The narrowest that a cell may become: short ones stay on one line, long ones break between words."""
+    return len(text) if len(text) <= _SHORT else max(map(len, text.split()), default=0)
 
 
 def size(number: int) -> str:

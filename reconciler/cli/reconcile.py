@@ -16,6 +16,7 @@ import click
 from reconciler.cli.options import common, opened, policy_options, read_policy
 from reconciler.cli.output import console, emit, table
 from reconciler.fleet import recorded_policy
+from reconciler.phrases import counted
 from reconciler.policy import Policy
 from reconciler.reconciler import Reconciler
 from reconciler.request import ANSWER_SECONDS, NO_ANSWER, ask_workers, choose, live_hosts
@@ -30,7 +31,7 @@ _OTHER_POLICY = (
 )
 
 
-@click.command()
+@click.command(short_help="Reconcile now.")
 @common
 @policy_options
 @click.option("--process", help="Only this process: its id, or the name of a service.")
@@ -93,12 +94,12 @@ async def _reconcile(
 
 def _show(result: dict[str, Any], *, dry_run: bool) -> None:
     out = console()
-    count = len(result["processes"])
+    processes = counted(len(result["processes"]), "process", "processes")
     names = ["orphans", "dangling", "ghosts", "untracked"] if dry_run else [
         "torn_down", "corrected", "refused", "failed", "waiting",
     ]  # fmt: skip
     if not any(result[name] for name in names):
-        out.print(f"{count} processes, no drift: nothing to do")
+        out.print(f"{processes}, no drift: nothing to do")
         return
     title = "would be done" if dry_run else "done"
     rows = [
@@ -113,7 +114,12 @@ def _show(result: dict[str, Any], *, dry_run: bool) -> None:
         for row in result[name]
     ]
     out.print(
-        table(f"{count} processes: {title}", ["", "resource", "entry", "process", "why"], rows)
+        table(
+            f"{processes}: {title}",
+            ["", "resource", "entry", "process", "why"],
+            rows,
+            spare=["process", "entry"],
+        )
     )
     if result["silent"]:
         out.print(

@@ -27,6 +27,7 @@ from reconciler.fleet import fold_log
 from reconciler.fold import FleetState
 from reconciler.history import missing_beginning
 from reconciler.moment import check_past, clock, parse_moment
+from reconciler.phrases import counted
 from reconciler.scan import check_entry, entry_id, scan
 from store.errors import BadMoment
 from store.log import EventLog
@@ -36,7 +37,7 @@ from store.position import START, Key
 MOMENT = "TIME|ID"
 
 
-@click.command()
+@click.command(short_help="Show the past, according to the log.")
 @common
 @click.option("--at", "at", metavar=MOMENT, help="What was alive then; now if left out.")
 @click.option("--from", "begin", metavar=MOMENT, help="What changed after this …")
@@ -234,4 +235,4 @@ async def _export(
     if as_json:
         emit({"file": str(file), "events": written})
     else:
-        console().print(f"{written} events written to {file}")
+        console().print(f"{counted(written, 'event')} written to {file}")

@@ -18,9 +18,10 @@ from rich.text import Text
 
 from reconciler.changes import alive_by_kind
 from reconciler.cli.log import line
-from reconciler.cli.output import ago, clock, console, emit, table
+from reconciler.cli.output import ago, clock, console, emit
 from reconciler.describe import describe_resource
 from reconciler.fold import FleetState
+from reconciler.phrases import counted
 from reconciler.steps import BACK_KEPT, Stepper
 from store.event import LogEntry
 
@@ -229,27 +230,19 @@ def _picture(steps: Walk, *, keys: bool) -> Group:
     parts: list[Any] = [head, _alive(steps)]
     if entry is not None:
         found = list(steps.state.find(entry.event.ref))
-        rows = [
-            (
-                resource.ref, process.id, clock(resource.created_ms),
-                f"{ago(entry.at_ms - resource.used_ms)} before", resource.in_use or "",
-                ", ".join(resource.uses), resource.owned_by, resource.seq,
-            )
-            for process, resource in found
-        ]  # fmt: skip
-        columns = [
-            "resource",
-            "process",
-            "created",
-            "last used",
-            "in use",
-            "uses",
-            "owned by",
-            "seq#",
-        ]
-        if rows:
-            parts.append(table("", columns, rows))
-        elif not entry.event.ref.startswith("process/"):
+        for process, resource in found:
+            facts = {
+                "resource": resource.ref,
+                "process": process.id,
+                "created": clock(resource.created_ms),
+                "last used": f"{ago(entry.at_ms - resource.used_ms)} before",
+                "in use": resource.in_use or "",
+                "uses": ", ".join(resource.uses),
+                "owned by": resource.owned_by or "",
+                "seq": resource.seq,
+            }
+            parts += [Text(f"    {name}: {value}") for name, value in facts.items() if value != ""]
+        if not found and not entry.event.ref.startswith("process/"):
             parts.append(Text(f"    {entry.event.ref} is not alive"))
     if keys:
         parts += [Text(""), Text(KEYS, style="dim")]
@@ -257,7 +250,7 @@ def _picture(steps: Walk, *, keys: bool) -> Group:
 
 
 def _alive(steps: Walk) -> Text:
-    text = Text(f"    alive in {len(steps.state.processes)} processes: ")
+    text = Text(f"    alive in {counted(len(steps.state.processes), 'process', 'processes')}: ")
     kinds = sorted(steps.alive.keys() | steps.came.keys())
     for number, kind in enumerate(kinds):
         text.append(f"{', ' if number else ''}{steps.alive[kind]} {kind}")

@@ -9,11 +9,12 @@ import click
 
 from reconciler.cli.options import common, opened
 from reconciler.cli.output import console, emit, reading, table
+from reconciler.phrases import counted
 from store.log import EventLog
 from store.verify import Verification, verify_log
 
 
-@click.command()
+@click.command(short_help="Find events that were changed, removed or added.")
 @common
 def verify(url: str, namespace: str, as_json: bool) -> int:
     """Find events that were edited, removed, added or moved, in stream and archive.
@@ -37,7 +38,10 @@ async def _verify(url: str, name: str) -> Verification:
 
 def _show(found: Verification) -> None:
     out = console()
-    looked_at = f"{found.events} events of {found.processes} processes, {found.segments} segments"
+    looked_at = (
+        f"{counted(found.events, 'event')} of "
+        f"{counted(found.processes, 'process', 'processes')}, {counted(found.segments, 'segment')}"
+    )
     for process, seq in found.began_late.items():
         out.print(f"{process} begins with seq {seq}: what came before was dropped (archive: off)")
     if found.whole:

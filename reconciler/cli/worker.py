@@ -15,7 +15,7 @@ from reconciler.web import Access, parse_address, read_token
 from reconciler.worker import run_worker
 
 
-@click.command()
+@click.command(short_help="Find drift, have it torn down, until stopped.")
 @common
 @policy_options
 @click.option(
@@ -29,6 +29,7 @@ from reconciler.worker import run_worker
     "--token-file",
     type=click.Path(path_type=Path, dir_okay=False),
     envvar="AGENT_RECONCILER_TOKEN_FILE",
+    show_envvar=True,
     help="File with the token that changes over HTTP need (or AGENT_RECONCILER_TOKEN).",
 )
 @click.option(

@@ -46,6 +46,9 @@ class ProcessNow(msgspec.Struct):
     rss: int | None
     fds: int | None
     outbox: int | None
+    spilled: int | None
+    dropped: int | None
+    outbox_problem: str | None
 
 
 class DriftCounts(msgspec.Struct):
@@ -69,7 +72,7 @@ class Stuck(msgspec.Struct):
 
 
 class FleetNow(msgspec.Struct):
-    """The whole fleet now: what `agent-reconciler status --json` prints, and whom it was read by."""
+    """The whole fleet now: what `agent-reconciler status --json` prints of it, and whom it was read by."""
 
     now_ms: int
     processes: list[ProcessNow]

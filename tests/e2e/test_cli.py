@@ -314,6 +314,19 @@ class TestBadInput:
         assert "in the future" in self.refused("replay", "--at", "2999-01-01", "--url", url)
 
 
+class TestHelp:
+    def help(self, *words: str) -> str:
+        command = [sys.executable, "-m", "reconciler", *words, "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+        return done.stdout
+
+    def test_every_command_in_a_whole_sentence(self) -> None:
+        """The list of commands cuts no sentence off, and options tell their variables."""
+        assert "..." not in self.help().partition("Commands:")[2]
+        assert "AGENT_RECONCILER_URL" in self.help("status")
+        assert "AGENT_RECONCILER_TOKEN_FILE" in self.help("worker")
+
+
 class TestDemo:
     @pytest.mark.timeout(120)
     def test_demo_ends_with_nothing_left(self) -> None:

@@ -103,6 +103,22 @@ class TestArchive:
         assert "nothing is older than it is kept" in again.stdout
         assert str(tmp_path) in again.stdout
 
+    @pytest.mark.parametrize("options", [[], ["--json"]])
+    def test_whoever_reads_has_enough(self, url: str, options: list[str]) -> None:
+        """`log | head -1` ends quietly, with status 0: that nobody reads on is no fault."""
+        for first in range(1, 4000, 500):
+            fill(url, 500, first=first)
+        command = [sys.executable, "-m", "reconciler", "log", *options]
+        command += ["--url", url, "--namespace", NAMESPACE]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        ) as reading:
+            assert reading.stdout is not None
+            assert reading.stderr is not None
+            assert "session/" in reading.stdout.readline()
+            reading.stdout.close()
+            assert (reading.wait(60), reading.stderr.read()) == (0, "")
+
     @pytest.mark.parametrize(
         ("options", "says"),
         [
@@ -126,6 +142,7 @@ class TestArchive:
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1
         assert says in done.stderr
+        assert "[Errno" not in done.stderr
         assert len(cli.log()) == 100
         assert "has no archive" in cli.run("archive").stderr
 

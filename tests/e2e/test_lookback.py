@@ -159,6 +159,7 @@ class TestStep:
         """On a terminal single keys, arrows among them, are enough, without Return."""
         shown = await asyncio.to_thread(on_a_terminal, past, [b"n", b"\x1b[C", b"\x1b[D", b"q"])
         assert re.findall(r"\[(\d)\] ", shown) == ["0", "1", "2", "1"]
+        assert "    resource: runner/r1\r\n    process: svc@host:1:1\r\n" in shown
         assert "q quit" in shown
 
 
@@ -350,6 +351,13 @@ class TestLostBeginning:
         assert complete
         later = await run(cut, "replay", *words, "--from", complete[1].replace(" ", "T"), "--json")
         assert (later.returncode, later.stderr) == (0, "")
+
+    async def test_log_of_what_may_have_been_dropped(self, cut: SimpleNamespace) -> None:
+        """`log` of what it does not know says that a part of it was dropped."""
+        for options in (["--resource", "runner/nothere"], ["--process", "nothere"]):
+            message = await refused(cut, "log", *options)
+            assert "never heard of" in message
+            assert "were dropped (archive: off)" in message
 
     async def test_complete_is_complete(self, cut: SimpleNamespace) -> None:
         """From the moment that is named on, the state is that of all that ever happened."""

@@ -134,6 +134,13 @@ class TestBadAddress:
             assert "password_file" in message
             assert SECRET not in message
 
+    async def test_mistyped_password(self):
+        """The value of an option that there is not is not shown: it may be a password."""
+        url = f"redis://h/0?pasword={SECRET}"
+        message = await message_of(lambda: connect(url).open(), BadAddress)
+        assert "no option 'pasword'" in message
+        assert SECRET not in message
+
     async def test_options_of_some_addresses_only(self):
         """A cluster has no databases, and what is about TLS needs TLS."""
         for url in ("redis+cluster://h:1?db=1", "redis://h?ssl_ca_certs=/x"):

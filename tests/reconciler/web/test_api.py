@@ -111,6 +111,8 @@ class TestWholeFleet:
         fleet = (await idle.get("/api/fleet")).body
         assert fleet["resources"] == {"session": 2}
         assert fleet["unheld_partitions"] == 0
+        (process,) = fleet["processes"]
+        assert (process["spilled"], process["dropped"], process["outbox_problem"]) == (0, 0, "")
         result = await idle.post({"process": "svc", "dry_run": False})
         assert result.status == 200
         assert result.body["dry_run"] is False
