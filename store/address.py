@@ -14,7 +14,7 @@ from store.errors import BadAddress
 
 _OWN = ("durability", "password_file")
 _ANY = (
-    "client_name", "health_check_interval", "max_connections", "password", "protocol",
+    "client_name", "health_check_interval", "max_connections", "password",
     "retry_on_timeout", "socket_connect_timeout", "socket_keepalive", "socket_read_size",
     "socket_timeout", "username",
 )  # fmt: skip

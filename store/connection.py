@@ -94,9 +94,29 @@ class Store:
         """
         if self._redis is not None:
             return self
-        if "://" not in self._address:
+        self.check()
+        address = self._address
+        if self._folder is not None:
+            self._embedded = EmbeddedServer(self._folder)
+            await self._embedded.start()
+            address = f"unix://{self._embedded.socket}"
+        self._redis = self._client(address)
+        try:
+            await check_servers(self._redis, self.url)
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    def check(self) -> None:
+        """Looks at the address, without connecting.
+
+        Raises:
+            BadAddress: the URL cannot be used.
+        """
+        scheme, separator, rest = self._address.partition("://")
+        if not separator:
             raise BadAddress(f"{self.url!r} is not an address: write {_SCHEMES}")
-        scheme, rest = self._address.split("://", 1)
         if scheme == "embedded":
             if not rest:
                 raise BadAddress("embedded:// needs a folder: write embedded://PATH")
@@ -105,15 +125,22 @@ class Store:
                     f"{self.url!r}: embedded:// has no option but durability: leave out what follows "
                     "the question mark"
                 )
-            self._embedded = EmbeddedServer(Path(rest))
-            await self._embedded.start()
-            address = f"unix://{self._embedded.socket}"
         elif scheme in SCHEMES:
-            address = with_password(self._address, self._password_file)
+            self._client(self._address)
         else:
             raise BadAddress(f"{self.url!r} has an unknown scheme: write {_SCHEMES}")
+
+    @property
+    def _folder(self) -> Path | None:
+        scheme, _, rest = self._address.partition("://")
+        return Path(rest) if scheme == "embedded" else None
+
+    def _client(self, address: str) -> Any:
+        """A client that is not connected yet; the password is read from its file each time."""
+        if self._folder is None:
+            address = with_password(address, self._password_file)
         try:
-            self._redis = make_client(address)
+            return make_client(address)
         except BadPart as error:
             # Without the options: one whose name is mistyped may hold a password.
             without = self.url.partition("?")[0]
@@ -122,12 +149,6 @@ class Store:
             # The error may quote a part of the address, and the password with it.
             cause = str(error) if self.url == address else "it cannot be parsed"
             raise BadAddress(f"{self.url!r} is not a Redis address: {cause}") from None
-        try:
-            await check_servers(self._redis, self.url)
-        except BaseException:
-            await self.close()
-            raise
-        return self
 
     async def infos(self) -> dict[str, dict[str, Any]]:
         """What each server that is written to says of itself, by its address."""

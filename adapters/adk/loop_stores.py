@@ -15,7 +15,6 @@ from weakref import WeakValueDictionary
 
 from store.connection import Store, connect
 from store.embedded import EmbeddedServer
-from store.errors import BadAddress
 
 EMBEDDED = "embedded://"
 
@@ -54,13 +53,12 @@ class LoopStores:
     """
 
     def __init__(self, url: str) -> None:
+        connect(url).check()
         self.url = url
         self._by_loop: dict[asyncio.AbstractEventLoop, LoopStore] = {}
         self._server: EmbeddedServer | None = None
         if url.startswith(EMBEDDED):
             # The server must outlive the loop that happened to be the first.
-            if url == EMBEDDED:
-                raise BadAddress("embedded:// needs a folder: write embedded://PATH")
             self._server = EmbeddedServer(Path(url.removeprefix(EMBEDDED)))
 
     def of_this_loop(self) -> LoopStore:

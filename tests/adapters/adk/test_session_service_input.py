@@ -189,7 +189,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize(
         "url", ["ftp://x", "sqlite:///x", "nothing", "", "agent-reconciler+ftp://x", "embedded://",
-                "redis://h?ttl=soon", "redis://h?share_events=perhaps"],
+                "redis://h?ttl=soon", "redis://h?share_events=perhaps", "redis://h/0?nmae=x", "redis://h/abc"],
     )  # fmt: skip
     def test_an_address_that_cannot_be(self, url: str) -> None:
         """An unknown scheme or option is refused when the service is made."""
@@ -227,11 +227,11 @@ class TestAddress:
         """Options may stand in the query; an argument wins; the rest is left for the client."""
         service = RedisSessionService(
             uri="agent-reconciler+redis://h:1/0?namespace=n&ttl=5&cache_bytes=7&share_events=yes"
-            "&accept_stale=1&max_event_bytes=9&protocol=2",
+            "&accept_stale=1&max_event_bytes=9&socket_timeout=5",
             cache_bytes=8,
             agents_dir="ignored",
         )
-        assert service.url == "redis://h:1/0?protocol=2"
+        assert service.url == "redis://h:1/0?socket_timeout=5"
         options = service._options
         assert (service.namespace, options.ttl, options.max_event_bytes) == ("n", 5.0, 9)
         assert (options.share_events, options.accept_stale, service._cache._limit) == (
