@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from pathlib import Path
 
 import click
@@ -13,6 +14,27 @@ from reconciler.cli.options import common, policy_options, read_policy
 from reconciler.policy import Policy
 from reconciler.web import Access, parse_address, read_token
 from reconciler.worker import run_worker
+from store.event import check_name
+
+_HOST = re.compile(r"[\w.-]+(:\d+)?|\[[\da-fA-F:]+\](:\d+)?")
+
+
+def _name(_: click.Context, parameter: click.Parameter, name: str) -> str:
+    try:
+        return check_name(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _host_names(
+    _: click.Context, parameter: click.Parameter, names: tuple[str, ...]
+) -> frozenset[str]:
+    for name in names:
+        if not _HOST.fullmatch(name):
+            raise click.BadParameter(
+                f"{name!r} is not a host name, for example workers.example.org"
+            )
+    return frozenset(name.lower() for name in names)
 
 
 @click.command(short_help="Find drift, have it torn down, until stopped.")
@@ -42,6 +64,7 @@ from reconciler.worker import run_worker
     "--http-name",
     "names",
     multiple=True,
+    callback=_host_names,
     help="A host name it answers to as well; may be repeated.",
 )
 @click.option(
@@ -63,7 +86,9 @@ from reconciler.worker import run_worker
     type=click.IntRange(1, 4096),
     help="How many the namespace has; only its first worker or host can choose. [default: 16]",
 )
-@click.option("--name", default="worker", show_default=True, help="Of the worker, in the log.")
+@click.option(
+    "--name", default="worker", show_default=True, callback=_name, help="Of the worker, in the log."
+)
 def worker(
     url: str,
     namespace: str,
@@ -74,7 +99,7 @@ def worker(
     token_file: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
-    names: tuple[str, ...],
+    names: frozenset[str],
     full_pass: float,
     lease: float,
     name: str,
@@ -87,8 +112,7 @@ def worker(
     if http != "off":
         host, port = parse_address(http)
         token = read_token(token_file, os.environ.get("AGENT_RECONCILER_TOKEN"))
-        known = frozenset(name.lower() for name in names)
-        access = Access(host, port, token, tls_cert, tls_key, known)
+        access = Access(host, port, token, tls_cert, tls_key, names)
         access.check()
     asyncio.run(
         run_worker(

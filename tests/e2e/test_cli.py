@@ -238,6 +238,8 @@ class TestBadInput:
             (["worker", "--policy", "/nowhere/policy.toml"], "/nowhere/policy.toml"),
             (["worker", "--http", "nonsense"], "host:port"),
             (["worker", "--partitions", "0"], "--partitions"),
+            (["worker", "--name", "a b@:"], "cannot be a name"),
+            (["worker", "--http-name", "a b"], "not a host name"),
             (["status", "--url", "redis+sentinel://host"], "name-of-the-master"),
             (["replay", "--at", "yesterday-ish"], "yesterday-ish"),
             (["replay", "--resource", "nonsense"], "kind/id"),
