@@ -60,6 +60,7 @@ class ObservedDict(dict[Any, Any]):
         if put is None or place is None:
             return
         content = dict(observable(put, place[1]))
+        self.default_factory = put.default_factory if isinstance(put, defaultdict) else None
         for key in [key for key in self if key not in content]:
             del self[key]
         for key, value in content.items():

@@ -25,6 +25,8 @@ log = get_logger("reconciler.housekeeping")
 
 SNAPSHOT_EVENTS = 20_000
 SNAPSHOT_SECONDS = 300.0
+_FAILURES = 3
+"""So many partitions that cannot be archived, one after the other, are the fault of the archive."""
 
 
 class Housekeeping:
@@ -97,9 +99,11 @@ class Housekeeping:
 
     async def archive(self) -> None:
         """Archives and trims what is older than it is kept, in all partitions."""
-        for partition in self._leases():
+        failures = 0
+        for partition in list(self._leases()):
             try:
                 await self.keep(partition)
+                failures = 0
             except Fenced as error:
                 log.warning(
                     "archive left: the lease is gone", partition=partition, error=str(error)
@@ -112,7 +116,9 @@ class Housekeeping:
             except (ArchiveError, RedisError) as error:
                 self._metrics.archive_failures.inc()
                 log.error("archive failed", partition=partition, error=str(error))
-                return
+                failures += 1
+                if failures == _FAILURES:
+                    return
 
     async def keep(self, partition: int) -> Kept:
         """Takes a snapshot of one partition if anything happened, then archives and trims.

@@ -11,7 +11,6 @@ that the shares of the others have grown by the time there is something to take.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -98,10 +97,14 @@ class Leases:
         change = await self.renew()
         if change.unreached and not change.reached:
             return change
-        # From here on what was renewed, or lost, is known, and must be heard of. Where Redis goes away
-        # now, or in a cluster the node with the list of workers, the shares stay as they were.
-        with contextlib.suppress(*Unavailable):
+        try:
             await self._even_out(change, busy)
+        except Unavailable:
+            # What was renewed, or lost, is known by now and must be heard of: the shares stay as they
+            # were. Where nothing was asked for yet, nobody has noticed that Redis is away. In a cluster
+            # it may be the node with the list of workers alone.
+            if not change.reached and not self._namespace.store.is_cluster:
+                raise
         return change
 
     async def _even_out(self, change: Change, busy: Collection[int]) -> None:

@@ -18,10 +18,13 @@ from reconciler.partitions import Partitions
 from reconciler.result import Result
 from store.errors import Fenced, ReconcilerError
 from store.inbox import Inbox, answer
+from store.logs import get_logger
 from store.messages import Note, encode_message
 from store.namespace import Namespace
 from store.refusals import Unavailable
 from store.tasks import check_cancelled
+
+log = get_logger("reconciler.listener")
 
 
 class Reconcile(Protocol):
@@ -98,6 +101,9 @@ class Listener:
             return  # Who asked sees that the lease changed hands, and asks again.
         except ReconcilerError as error:
             payload = {"error": str(error)}
+        except Exception as error:
+            log.exception("a request could not be answered", kind=note.kind, process=note.process)
+            payload = {"error": f"the worker failed, its log says more: {error}"}
         finally:
             self._acting.busy[partition] -= 1
         with contextlib.suppress(*Unavailable):

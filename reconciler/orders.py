@@ -72,13 +72,25 @@ class Orders:
         Raises:
             Fenced: a lease is no longer held.
         """
-        sent = []
+        sent: list[Sent] = []
+        unwritten: set[str] = set()
+        try:
+            await self._write(steps, sent, unwritten)
+        finally:
+            # They were not sent, as far as is known: with the next try they are others.
+            for order_id in unwritten:
+                self._sent.pop(order_id, None)
+                self._end_span(order_id, "unknown")
+        return sent
+
+    async def _write(self, steps: Sequence[Step], sent: list[Sent], unwritten: set[str]) -> None:
         by_partition: dict[int, list[tuple[EventRow, Order]]] = {}
         for step in steps:
             order = self._order(step)
             outcome: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
             self._sent[order.id] = (step, outcome)
             sent.append((step, outcome))
+            unwritten.add(order.id)
             pair = (_request(step, order), order)
             by_partition.setdefault(self._namespace.partition_of(step.process), []).append(pair)
         for partition, pairs in by_partition.items():
@@ -92,6 +104,7 @@ class Orders:
             except Fenced as error:
                 self._acting.lose(partition, str(error))
                 raise
+            unwritten.difference_update(order.id for _, order in pairs)
             for process, host in self._local.items():
                 if mine := [order for _, order in pairs if order.process == process]:
                     host.execute(mine)
@@ -99,7 +112,6 @@ class Orders:
                 self._metrics.orders.labels(order.action).inc()
             # The requests are in the fold before anybody plans again: nothing is asked for twice.
             await self._tail.catch_up([partition])
-        return sent
 
     def _order(self, step: Step) -> Order:
         """The order for a step, with a span that ends when its outcome is heard."""

@@ -98,7 +98,7 @@ class Partitions:
     @property
     def opening(self) -> bool:
         """It is reading the log of partitions that it will act for."""
-        return bool(self._opening)
+        return bool(self._opening.keys() - self._unread.keys())
 
     def watches(self) -> bool:
         """Whether hosts of all its partitions have had the time to be heard of."""
@@ -218,7 +218,10 @@ class Partitions:
                 continue
             self._unread.pop(partition, None)
             if self._opening.get(partition) is not lease:
-                continue  # It was lost, or taken anew, while the log was read.
+                # It was lost, or taken anew, while the log was read.
+                if partition not in self._opening and partition not in self.channels:
+                    self._tail.drop([partition])
+                continue
             del self._opening[partition]
             channel = self._paused.pop(partition, None)
             if channel is None or channel.lease is not lease:

@@ -30,6 +30,7 @@ from reconciler.partitions import Partitions
 from reconciler.plan import Plan
 from reconciler.policy import Policy
 from reconciler.result import Result
+from reconciler.rules import guarded
 from reconciler.schedule import ARCHIVE_SECONDS, FULL_PASS_SECONDS, by_the_clock
 from reconciler.session_retention import SessionRetention
 from reconciler.tail import Tail
@@ -53,6 +54,7 @@ log = get_logger("reconciler")
 LEASE_SECONDS = 10.0
 _PASS_SPACING = 0.002
 _AGAIN_SECONDS = 0.2
+_FAILED_SECONDS = 5.0
 _CLOCK_SECONDS = 1.0
 
 
@@ -99,7 +101,7 @@ class Reconciler:
             )
         if not isinstance(policy, Policy | None):
             raise TypeError(f"policy is a Policy(…), not {policy!r:.80}")
-        self.policy = policy or Policy()
+        self.policy = guarded(policy or Policy())
         self.metrics = Metrics()
         self.process = process_id(check_name(name))
         self.name = name
@@ -343,6 +345,15 @@ class Reconciler:
             # Whoever has that lease now looks at all of it; the other partitions are still ours.
             log.warning("pass given up: the lease is gone", error=str(error))
             self._touch(processes)
+        except Exception:
+            if len(processes) > 1:
+                # What is wrong with one must not hold up the others.
+                for process in processes:
+                    await self._try_pass({process})
+                return
+            log.exception("a pass failed; it is tried again", process=next(iter(processes), None))
+            later = self.now_ms() + int(_FAILED_SECONDS * 1000)
+            self.outlook.due.update(dict.fromkeys(processes, later))
 
     async def _keep_clock(self) -> None:
         while True:

@@ -70,7 +70,9 @@ async def by_the_clock(
         del at_work[task]
 
     for job, seconds in jobs:
-        schedule.add_job(do, "interval", seconds=seconds, args=[job], executor=_NAME)
+        schedule.add_job(
+            do, "interval", seconds=seconds, args=[job], executor=_NAME, misfire_grace_time=None
+        )
     schedule.start()
     try:
         yield

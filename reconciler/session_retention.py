@@ -14,6 +14,9 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 
+import msgspec
+from redis.exceptions import RedisError
+
 from reconciler.moment import span
 from reconciler.policy import Policy
 from store.archive import Archive
@@ -43,6 +46,8 @@ from store.retention import OFF, read_retention
 log = get_logger("reconciler.retention")
 
 _AT_ONCE = 100
+_OF_ONE = (ArchiveError, RedisError, msgspec.MsgspecError, LookupError, ValueError, TypeError)
+"""What a conversation raises that is damaged, or that the archive does not take."""
 _FAILURES = 10
 """So many conversations that cannot be archived, one after the other, are the fault of the archive."""
 
@@ -95,7 +100,9 @@ class SessionRetention:
             log.warning("conversations left: the lease is gone", app=app, error=str(error))
         except SequenceGap as error:
             log.warning("ended conversations not told: Redis forgot", app=app, error=str(error))
-        except ArchiveError as error:
+        except Unavailable:
+            raise
+        except _OF_ONE as error:
             log.error("conversations not archived: they stay", app=app, error=str(error))
 
     async def keep(self, app: str, channel: WorkerChannel) -> None:
@@ -124,7 +131,9 @@ class SessionRetention:
                 try:
                     gone = await self._end(app, member, channel.lease, archive)
                     failures = 0
-                except ArchiveError as error:
+                except Unavailable:
+                    raise
+                except _OF_ONE as error:
                     if archive is not None:
                         await asyncio.to_thread(archive.try_writing)
                     failures += 1
@@ -137,13 +146,13 @@ class SessionRetention:
             if not due and len(ended) < _AT_ONCE:
                 return
 
-    def _say_once(self, app: str, member: str, error: ArchiveError) -> None:
+    def _say_once(self, app: str, member: str, error: Exception) -> None:
         if (app, member) not in self._said:
             log.error(
                 "a conversation cannot be archived: it stays",
                 app=app,
                 member=member,
-                error=str(error),
+                error=f"{type(error).__name__}: {error}",
             )
             self._said = {*self._said, (app, member)} if len(self._said) < _AT_ONCE else set()
 

@@ -7,7 +7,7 @@ resources use each other in a circle there is no order: its members go together.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 from reconciler.fold import ProcessState
 from reconciler.graph import Refs, circles
@@ -62,27 +62,11 @@ def stages_of(
                 free.append(following)
     tangled = {ref for ref, count in left.items() if count}
     circle_of: dict[str, set[str]] = {}
-    if tangled:
-        hanging = _hanging(tangled, earlier, after)
-        tangled.difference_update(hanging)
-        stages.update(dict.fromkeys(tangled, max(stages[ref] for ref in tangled)))
-        for ref in hanging:
-            stages[ref] = max(stages[ref], 1 + max(stages[one] for one in earlier[ref]))
-        for circle in circles({ref: after[ref] for ref in tangled}):
-            circle_of.update(dict.fromkeys(circle, circle))
+    for together in circles({ref: after[ref] for ref in tangled}):
+        outside = [one for ref in together for one in earlier[ref] if one not in together]
+        stage = max(stages[ref] for ref in together)
+        stage = max([stage, *(stages[one] + 1 for one in outside)])
+        stages.update(dict.fromkeys(together, stage))
+        if len(together) > 1:
+            circle_of.update(dict.fromkeys(together, together))
     return stages, circle_of
-
-
-def _hanging(
-    tangled: set[str], earlier: Mapping[str, Sequence[str]], after: Mapping[str, list[str]]
-) -> list[str]:
-    """What comes after circles without being in one, or between two; in the order of teardown."""
-    following = {ref: sum(one in tangled for one in after.get(ref, ())) for ref in tangled}
-    ends = [ref for ref, count in following.items() if count == 0]
-    for ref in ends:  # It grows meanwhile.
-        for one in earlier[ref]:
-            if one in following:
-                following[one] -= 1
-                if following[one] == 0:
-                    ends.append(one)
-    return ends[::-1]

@@ -20,6 +20,7 @@ from reconciler.metrics import Metrics
 from store.log import EventLog, Page, parse_page
 from store.logs import get_logger
 from store.position import id_key
+from store.refusals import Unavailable
 
 log = get_logger("reconciler.tail")
 
@@ -54,6 +55,7 @@ class Tail:
         self._metrics = metrics
         self._hook = hook
         self._opening: set[int] = set()
+        self._unfinished: set[int] = set()
 
     async def add(self, partitions: Iterable[int]) -> list[str]:
         """Follows these partitions too, from snapshot and log, to the present end.
@@ -61,7 +63,7 @@ class Tail:
         Returns:
             The processes that are alive in those that are new.
         """
-        new = [p for p in partitions if p not in self.positions]
+        new = [p for p in partitions if p not in self.positions or p in self._unfinished]
         namespace = await self._log.namespace()
         self._opening.update(new)
         try:
@@ -72,6 +74,13 @@ class Tail:
                     self.begun[partition] = part.events
                     self.state.take(part)
             await self.catch_up(new)
+            self._unfinished.difference_update(new)
+        except Unavailable:
+            self._unfinished.update(p for p in new if p in self.positions)  # On from there next time.
+            raise
+        except BaseException:
+            self.drop(new)  # Half read, it would look as if it were read.
+            raise
         finally:
             self._opening.difference_update(new)
         if new:
@@ -137,6 +146,7 @@ class Tail:
         """Gives partitions up: their processes leave the state."""
         for partition in partitions:
             self.positions.pop(partition, None)
+            self._unfinished.discard(partition)
             part = self.parts.pop(partition, None)
             if part is not None:
                 self.state.leave(part)

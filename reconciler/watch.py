@@ -239,22 +239,28 @@ class ProcessWatch:
 
     def _place(self, ref: str, now_ms: int, bounds: dict[str, float]) -> None:
         """Puts a resource where it belongs: among the orphans, on the agenda, or parked."""
-        resource = self.process.resources.get(ref)
-        if resource is None:
-            return
-        bound = self._bound(ref, now_ms, bounds, 0)
-        self._parked.discard(ref)
-        if bound <= now_ms:
-            self._orphans[ref] = bound
-        elif bound == inf:
-            self._parked.add(ref)
-        else:
-            self._agenda.add(bound, ref, now_ms)
-        if bound != inf:
+        self._parked.add(ref)
+        todo = [ref]
+        while todo:
+            ref = todo.pop()
+            resource = self.process.resources.get(ref)
+            if ref not in self._parked:
+                continue  # It was in it twice.
+            self._parked.discard(ref)
+            if resource is None:
+                continue
+            bound = self._bound(ref, now_ms, bounds, 0)
+            if bound == inf:
+                self._parked.add(ref)
+                continue
+            if bound <= now_ms:
+                self._orphans[ref] = bound
+            else:
+                self._agenda.add(bound, ref, now_ms)
             # What it may have kept alive for ever has a moment again.
-            for kept in (*resource.uses, *self.graph.owned_by(ref)):
-                if kept in self._parked:
-                    self._place(kept, now_ms, bounds)
+            todo += [
+                kept for kept in (*resource.uses, *self.graph.owned_by(ref)) if kept in self._parked
+            ]
 
     def _bound(self, ref: str, now_ms: int, bounds: dict[str, float], depth: int) -> float:
         """Not later than the moment of `ref`, and exact when that has passed.

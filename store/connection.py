@@ -103,6 +103,11 @@ class Store:
         self._redis = self._client(address)
         try:
             await check_servers(self._redis, self.url)
+        except UnicodeError:
+            await self.close()
+            raise BadAddress(
+                f"{self.url!r} has a host name that cannot be one: a part of it is empty or too long"
+            ) from None
         except BaseException:
             await self.close()
             raise

@@ -212,6 +212,19 @@ class TestObserve:
         host.inventory()
         assert caplog.text.count("what it holds is no longer looked after") == 1
 
+    def test_assigned_anew_with_other_defaults(self):
+        """It makes the defaults of the dict that was assigned, or none."""
+        host, service = unstarted(), Service()
+        host.observe(service, "runners", kind="runner")
+        service.runners = defaultdict(list)
+        host.inventory()
+        assert service.runners["new"] == []
+        service.runners = {"r": 1}
+        host.inventory()
+        with pytest.raises(KeyError):
+            service.runners["other"]
+        assert alive(host) == {"runner/r"}
+
     def test_index(self):
         """The same for an index; its name is the attribute's."""
         host, service = unstarted(), Service()

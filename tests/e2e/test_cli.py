@@ -231,6 +231,7 @@ class TestBadInput:
         [
             (["status", "--url", "mysql://x"], "unknown scheme"),
             (["status", "--url", "embedded://"], "embedded://PATH"),
+            (["status", "--url", "redis://a..b:6379"], "host name that cannot be one"),
             (["status", "--namespace", "a b"], "namespace 'a b'"),
             (["worker", "--set", "session_idle_timeout=0"], "`off`"),
             (["worker", "--set", "sesion_idle_timeout=5"], "there is no such setting"),

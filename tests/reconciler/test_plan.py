@@ -248,6 +248,19 @@ class TestOrder:
         assert max(map(refs.index, ["lock/1", "lock/2"])) < refs.index("agent/a")
         assert refs.index("agent/a") < refs.index("session/s")
 
+    def test_a_circle_that_hangs_on_another(self):
+        """It goes as a whole after the whole of the other: the executor waits for what comes before."""
+        state = process_with(
+            row(1, ref="thing/1", uses=("thing/2",)), row(2, ref="thing/2", uses=("thing/1",)),
+            row(3, ref="part/1", uses=("part/2",), owned_by="thing/1"),
+            row(4, ref="part/2", uses=("part/1",), owned_by="thing/2"),
+            row(5, ref="between/b", uses=("part/1",), owned_by="thing/1"),
+        )  # fmt: skip
+        policy = Policy(idle_timeouts={"thing": 1, "part": 1, "between": 1})
+        stage = {s.ref: s.stage for s in plan_of(state, policy=policy).steps}
+        assert stage["thing/1"] == stage["thing/2"] < stage["between/b"]
+        assert stage["between/b"] < stage["part/1"] == stage["part/2"]
+
     def test_entries_of_a_ghost(self):
         """Closing a ghost takes along what it owned and the entries that name it."""
         state = fold([(NOW, row(1)), (NOW, row(2, ref="lock/l", owned_by="session/s"))])

@@ -204,3 +204,16 @@ class TestAgenda:
             agenda.add(3_600_000 + number * 36, f"a/{number}", 0)
         assert len(agenda) == 100_000
         assert len(agenda._order) < 2000
+
+
+def test_a_long_chain():
+    """What used what, thousands deep, is let go by its top: everything in it has a moment then."""
+    course = Course(0, Policy(idle_timeouts={"link": 1}))
+    course.event("created", "link/0", attrs={"in_use": 1}, uses=("link/1",))
+    for number in range(1, 3000):
+        course.event("created", f"link/{number}", uses=(f"link/{number + 1}",))
+    watch = course.watches.of(course.state.processes[PROCESS])
+    assert not watch.drift(course.now).orphans
+    course.event("reused", "link/0", attrs={"in_use": 0})
+    course.now += 3600_000
+    assert len(watch.drift(course.now).orphans) == 3000

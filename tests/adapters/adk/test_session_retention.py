@@ -168,6 +168,27 @@ class TestTheEnd:
         assert [one.id for one in left] == ["s0"]
         assert len(place.files()) == 4
 
+    @pytest.mark.parametrize("damage", ["a field is gone", "its events are something else"])
+    async def test_a_damaged_one(
+        self, place: Place, make_service: MakeService, damage: str
+    ) -> None:
+        """It stays, and does not keep those that come after it."""
+        for number in range(3):
+            await filled(make_service(), 1, session_id=f"s{number}")
+            await place.age(days=60 - number, session_id=f"s{number}")
+        keys = Keys(place.space.name).app_sessions("app")
+        own = keys.session(NAME["user_id"], "s0")
+        if damage == "a field is gone":
+            await place.store.redis.hdel(own.session, "at")
+        else:
+            await place.store.redis.set(own.events, "x")
+        await (await place.keeper()).look()
+        left = [
+            number for number in range(3)
+            if await place.store.redis.exists(keys.session(NAME["user_id"], f"s{number}").session)
+        ]  # fmt: skip
+        assert left == [0]
+
     async def test_many(self, place: Place, make_service: MakeService) -> None:
         """More than one round takes; only those that are due go."""
         service = make_service()

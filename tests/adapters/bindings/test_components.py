@@ -236,11 +236,12 @@ class TestSignals:
     async def test_a_signal_leads_through_the_shutdown(self, number: signal.Signals) -> None:
         """The body is interrupted wherever it is, all is closed, the program goes on behind it."""
         trail: Trail = []
+        before = signal.getsignal(number)
         async with Components().add("db", part(trail, "db")):
             os.kill(os.getpid(), number)
             await asyncio.Event().wait()
         assert trail == ["+db()", "-db"]
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert signal.getsignal(number) is before
 
     async def test_a_cancellation_by_others_passes_through(self) -> None:
         """Only the interruption of its own ends at the `async with`."""
