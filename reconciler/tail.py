@@ -76,7 +76,9 @@ class Tail:
             await self.catch_up(new)
             self._unfinished.difference_update(new)
         except Unavailable:
-            self._unfinished.update(p for p in new if p in self.positions)  # On from there next time.
+            self._unfinished.update(
+                p for p in new if p in self.positions
+            )  # On from there next time.
             raise
         except BaseException:
             self.drop(new)  # Half read, it would look as if it were read.
