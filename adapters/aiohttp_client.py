@@ -144,6 +144,8 @@ class HttpClients(Owned[aiohttp.ClientSession]):
         found = self._open.get(key)
         if found is not None and found.loop is loop and not found.session.closed:
             return found.session
+        if found is not None and found.session.closed:  # By the service.
+            self.drop(found.id)
         self._let_go_of_closed_loops()
         self._making = True
         try:

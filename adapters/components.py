@@ -281,7 +281,8 @@ class Components:
         finally:
             self._give_signals_back()
         # The interruption was ours: after it the program goes on behind the `async with`.
-        return exc_type is asyncio.CancelledError and self._was_us(body)
+        was_us = self._was_us(body)  # Also where the body took it: nothing of it is to be left.
+        return was_us and exc_type is asyncio.CancelledError
 
     def _was_us(self, task: asyncio.Task[Any] | None) -> bool:
         """The cancellation of a task came from `stop`, and from nobody else."""

@@ -17,6 +17,7 @@ import itertools
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
 from adapters.entry import current_order
@@ -34,6 +35,15 @@ books: weakref.WeakSet[Owned[Any]] = weakref.WeakSet()
 """All that is alive in this process: what they hold is declared, and no leak."""
 
 _numbers = itertools.count(1)
+
+
+@dataclass(slots=True, eq=False)
+class _Ending:
+    """The close of one thing, which several may wait for; it is given up with the last of them."""
+
+    task: asyncio.Task[None]
+    waiting: int = 0
+    given_up: bool = False
 
 
 class Owned(Generic[T]):
@@ -67,7 +77,7 @@ class Owned(Generic[T]):
         self._owner_of: dict[str, str] = {}
         self._watched: dict[int, tuple[weakref.ref[Any], str]] = {}
         self._gone: deque[tuple[int, str]] = deque()
-        self._ending: dict[str, asyncio.Task[None]] = {}
+        self._ending: dict[str, _Ending] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         if host is not None:
@@ -213,17 +223,21 @@ class Owned(Generic[T]):
             why = self._busy(thing)
             if why:
                 raise Refusal(f"busy: {why}")
-        task = self._ending.get(id)
-        if task is None:
+        while (ending := self._ending.get(id)) is not None and ending.given_up:
+            await asyncio.wait([ending.task])
+        if ending is None:
             if id not in self._registry:
                 return
-            task = self._ending[id] = asyncio.ensure_future(self._close(id, thing))
-            task.add_done_callback(lambda _: self._ending.pop(id, None))
+            ending = self._ending[id] = _Ending(asyncio.ensure_future(self._close(id, thing)))
+            ending.task.add_done_callback(lambda _: self._ending.pop(id, None))
+        ending.waiting += 1
         try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
+            await asyncio.shield(ending.task)
+        finally:
+            ending.waiting -= 1
+            if not ending.waiting and not ending.task.done():
+                ending.given_up = True
+                ending.task.cancel()
 
     async def _close(self, id: str, thing: T) -> None:
         result = self._teardown(id, thing)
@@ -251,6 +265,8 @@ class Owned(Generic[T]):
             error = result
             if isinstance(error, TimeoutError):
                 error = TimeoutError(f"no end after {self._close_timeout:g} s; it was cancelled")
+            if isinstance(error, asyncio.CancelledError):
+                error = RuntimeError("its close was cancelled")
             if isinstance(error, Exception):
                 error.add_note(f"closing {self.kind}/{id}")
                 errors.append(error)

@@ -21,6 +21,8 @@ import pytest
 from adapters.leak_probe import Finding, LeakProbe
 
 _EXCUSED = "leaks_on_purpose"
+_ASKED = pytest.StashKey[bool]()
+"""The test itself asks for the probe."""
 _TO_CLOSE = pytest.StashKey[set[str]]()
 """References of what a fixture may yet close."""
 
@@ -38,12 +40,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if not isinstance(item, pytest.Function):
             continue
-        names = item.fixturenames
-        asked = "leak_probe" in names
+        item.stash[_ASKED] = asked = "leak_probe" in item.fixturenames
         if asked or (always and item.get_closest_marker(_EXCUSED) is None):
-            if asked:
-                names.remove("leak_probe")
-            names.insert(0, "leak_probe")  # Set up first, it ends last.
+            # Set up first, it ends last. A list of its own: all cases of one function share theirs.
+            others = [name for name in item.fixturenames if name != "leak_probe"]
+            item.fixturenames = ["leak_probe", *others]
 
 
 @pytest.fixture
@@ -64,6 +65,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     probe = item.funcargs.get("leak_probe") if isinstance(item, pytest.Function) else None
     if not isinstance(item, pytest.Function) or not isinstance(probe, LeakProbe):
         return (yield)
+    if not item.stash[_ASKED] and item.get_closest_marker(_EXCUSED) is not None:
+        return (yield)  # Marked since it was collected.
     probe.begin()
     gc.freeze()
     try:

@@ -3,7 +3,7 @@
 The first process to open the folder takes a file lock and becomes the owner; the others share the
 socket. The server hangs on a pipe that the owner holds open: when the owner ends, however it ends,
 the pipe closes and the server shuts down in good order. Data stays in the folder (append-only file),
-and the next owner finds it.
+and the next owner finds it. When the server ends by itself, whoever opens the folder next owns it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,17 @@ _SOCKET_PATH_LIMIT = 100
 _START_TIMEOUT = 20.0
 _LOCK = "owner.lock"
 
-# Waits for the end of the pipe (its standard input), then stops the server and waits for it, so that
-# the data is on disk before the folder can have a new owner. It holds the lock as its standard output,
-# because a plain sh cannot name file descriptors above 9; the server does not inherit it.
-_KEEPER = '"$@" </dev/null >/dev/null & pid=$!; read -r _; kill -TERM $pid; wait $pid'
+# Ends with the server. A second shell waits for the end of the pipe (standard input of the first) and
+# stops the server then; the data is on disk before the folder can have a new owner. The first holds the
+# lock as its standard output, because a plain sh cannot name file descriptors above 9; the other two do
+# not inherit it.
+_KEEPER = """
+exec 3<&0
+"$@" 3<&- </dev/null >/dev/null & server=$!
+{ read -r _; kill -TERM $server; } <&3 >/dev/null & watch=$!
+wait $server
+kill $watch
+"""
 
 
 def find_server() -> Path:
@@ -104,14 +111,18 @@ class EmbeddedServer:
 
     @property
     def owned(self) -> bool:
-        return self._keeper is not None
+        keeper = self._keeper
+        return keeper is not None and keeper.poll() is None
 
     async def start(self) -> None:
         """Starts the server, or waits for the one another process is starting.
 
         Raises:
-            RedisUnavailable: the folder cannot be written, or no server answers in time.
+            RedisUnavailable: the folder cannot be written, the server ends at its start, or none
+                answers in time.
         """
+        if not self.owned:
+            self.stop()  # The keeper of a server that has ended, if anything.
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = (self.folder / _LOCK).open("a+b")
@@ -127,7 +138,8 @@ class EmbeddedServer:
                     self._launch(lock)
                 if await asyncio.to_thread(self._answers):
                     return
-                if self._keeper is not None and self._keeper.poll() is not None:
+                if self._keeper is not None and not self.owned:
+                    self.stop()
                     raise RedisUnavailable(
                         f"redis-server ended at its start; see {self.folder / 'redis.log'}"
                     )

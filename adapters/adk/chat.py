@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+import weakref
+from collections.abc import AsyncGenerator, Awaitable, Coroutine
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Self
 
@@ -71,35 +72,91 @@ class _Run:
     """One answer on its way.
 
     Attributes:
-        events: what `send` gave out.
+        events: of the answer; `send` gives out an `_Answer` that reads them.
         sender: the task that called `send`.
         reader: the one that asked for an event last; None when nobody has yet.
+        answer: what was given out; dead when nobody can read on.
+        ending: closes it, where that fell to nobody else.
     """
 
-    __slots__ = ("events", "reader", "sender")
+    __slots__ = ("_loop", "answer", "ending", "events", "reader", "sender")
 
     def __init__(self) -> None:
         self.events: AsyncGenerator[Event, None] | None = None
         self.sender = asyncio.current_task()
         self.reader: asyncio.Task[Any] | None = None
+        self.answer: weakref.ref[_Answer] | None = None
+        self.ending: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def give_out(self, events: AsyncGenerator[Event, None]) -> _Answer:
+        self.events = events
+        answer = _Answer(self, events)
+        self.answer = weakref.ref(answer, self._let_go)
+        return answer
 
     @property
     def is_over(self) -> bool:
         return self.events is None or self.events.ag_frame is None  # type: ignore[attr-defined]
 
+    @property
+    def _is_read(self) -> bool:
+        return self.events is not None and self.events.ag_running  # type: ignore[attr-defined]
+
     async def close(self) -> None:
-        if self.events is not None:
+        if self.ending is not None:
+            await asyncio.wait([self.ending])
+        elif self.events is not None:
             await self.events.aclose()
 
     def is_left_for(self, other: _Run) -> bool:
-        """It stands at an event, and who got that is about another run now."""
-        if self.reader is None or self.is_over or self.events.ag_running:  # type: ignore[union-attr]
+        """It stands at an event, and nobody reads on: who got that is about another run now, say."""
+        if self.reader is None or self.is_over or self._is_read:
             return False
-        about_the_other = (other.sender, other.reader)
-        if not self.reader.done():
-            return self.reader in about_the_other
-        # It was read under `wait_for`, which makes a task for each event, or its reader has ended.
-        return self.sender is None or self.sender.done() or self.sender in about_the_other
+        if self.answer is None or self.answer() is None:
+            return True
+        # A reader that is done may have been a task for one event, made by one who reads on.
+        return self.reader in (other.sender, other.reader) or (
+            self.reader is self.sender and self.reader.done()
+        )
+
+    def _let_go(self, _: object) -> None:
+        # Called by the garbage collector, on any thread.
+        with contextlib.suppress(RuntimeError):  # The loop is closed.
+            self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        if self.events is not None and not self.is_over and not self._is_read:
+            self.ending = self._loop.create_task(self.events.aclose())
+
+
+class _Answer(AsyncGenerator[Event, None]):
+    """The events of a run, as the one who sent the message has them in hand.
+
+    It sees which task asks for an event. The run itself may see another one: until Python 3.12
+    `wait_for` makes a task for each event.
+    """
+
+    def __init__(self, run: _Run, events: AsyncGenerator[Event, None]) -> None:
+        self._run = run
+        self._events = events
+
+    def __anext__(self) -> Coroutine[Any, Any, Event]:
+        return self.asend(None)
+
+    def asend(self, value: None) -> Coroutine[Any, Any, Event]:
+        self._run.reader = asyncio.current_task()
+        return self._next(self._events.asend(value))
+
+    def athrow(self, *error: Any) -> Coroutine[Any, Any, Event]:
+        self._run.reader = asyncio.current_task()
+        return self._next(self._events.athrow(*error))
+
+    async def _next(self, event: Awaitable[Event]) -> Event:
+        return await event  # Who waits for an event keeps the answer.
+
+    async def aclose(self) -> None:
+        await self._events.aclose()
 
 
 class Chat:
@@ -171,8 +228,10 @@ class Chat:
     ) -> AsyncGenerator[Event, None]:
         """Says something, and yields the events of the answer as ADK's runner yields them.
 
-        Messages of one chat are answered one after the other, whoever sends them. A run that is not
-        read to its end is closed with the chat, or when the task that read it begins to read another.
+        Messages of one chat are answered one after the other, whoever sends them. An answer that is not
+        read to its end is closed with the chat, when nothing refers to it any more, or when the task
+        that asked for its last event sends again. One that is kept, and was read by another task than
+        the one that sends next, has to be closed (`aclose`): until then the next message waits.
 
         Args:
             message: text, or content with parts of any sort.
@@ -188,9 +247,8 @@ class Chat:
             message = types.Content(role="user", parts=[types.Part(text=message)])
         self._runs = [run for run in self._runs if not run.is_over]
         run = _Run()
-        run.events = self._answer(run, live, message, run_config, state_delta)
         self._runs.append(run)
-        return run.events
+        return run.give_out(self._answer(run, live, message, run_config, state_delta))
 
     async def _answer(
         self,
@@ -200,11 +258,9 @@ class Chat:
         run_config: RunConfig | None,
         state_delta: dict[str, Any] | None,
     ) -> AsyncGenerator[Event, None]:
-        this.reader = asyncio.current_task()
-        for left in [run for run in self._runs if run.is_left_for(this)]:
-            await (
-                left.close()
-            )  # It has the turn, and nobody else would end it before the chat does.
+        for left in [run for run in self._runs if run is not this and run.is_left_for(this)]:
+            # It has the turn, and nobody else would end it before the chat does.
+            await left.close()
         async with live.turn:
             run = self.runner.run_async(
                 user_id=self.user_id,
@@ -217,7 +273,6 @@ class Chat:
                 async with aclosing(run):
                     async for event in run:
                         yield event
-                        this.reader = asyncio.current_task()
             except SessionNotFoundError:
                 live.ready = False  # Deleted, or expired: who opens the chat next begins anew.
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from store import connect
 from store.embedded import EmbeddedServer, socket_of
+from store.errors import RedisUnavailable
 from tests.support import answers, eventually
 
 PROGRAM = """
@@ -84,6 +86,46 @@ class TestOwner:
         async with connect(f"embedded://{folder}") as store:
             assert store.owns_server
             assert await store.redis.get("seen") == b"killed"
+
+    async def test_a_server_that_is_killed_makes_way_for_another(self, folder: Path):
+        """The next one to open the folder starts it anew, though the owner before lives; both use it."""
+        async with connect(f"embedded://{folder}") as first:
+            pid = (await first.redis.info("server"))["process_id"]
+            os.kill(pid, signal.SIGKILL)
+            await eventually(lambda: not first.owns_server)
+            async with connect(f"embedded://{folder}") as second:
+                assert second.owns_server
+                assert await first.redis.ping()
+        assert not answers(socket_of(folder))
+
+    async def test_one_server_can_be_started_again(self, folder: Path):
+        """Its own owner, too, gets another one for a server that was killed."""
+        server = EmbeddedServer(folder)
+        await server.start()
+        async with connect(f"unix://{server.socket}") as store:
+            pid = (await store.redis.info("server"))["process_id"]
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: not server.owned)
+        await server.start()
+        assert server.owned
+        server.stop()
+        assert not answers(server.socket)
+
+    async def test_a_server_that_does_not_start_is_told_at_once(self, folder: Path):
+        """Nobody waits for a server that has ended, and the folder is free again."""
+        (folder / "appendonlydir").mkdir()  # From Redis 7.0 on; the file itself before.
+        spoilt = [folder / "appendonlydir/appendonly.aof.manifest", folder / "appendonly.aof"]
+        for file in spoilt:
+            file.write_text("nonsense\n")
+        server = EmbeddedServer(folder)
+        async with asyncio.timeout(10):
+            with pytest.raises(RedisUnavailable, match="ended at its start"):
+                await server.start()
+        assert not server.owned
+        for file in spoilt:
+            file.unlink()
+        await server.start()
+        server.stop()
 
     async def test_a_process_with_many_open_files(self, folder: Path):
         """A service that has many files open can own a server."""

@@ -6,7 +6,8 @@ What the model was shown is what counts: a history that is not in the model's co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
@@ -155,6 +156,49 @@ class TestChat:
             assert len(await first) == 1
             assert "second" in await second
         assert [len(texts) for texts in workshop.model.shown] == [1, 3]
+
+    async def test_a_run_read_under_a_time_limit_is_waited_for(
+        self, runtime: AdkRuntime, workshop: Workshop
+    ) -> None:
+        """One task may send and others read, each event with a limit: no answer is cut off."""
+        async with runtime.chat("c", "u", COOK) as chat:
+            got_one, go_on = asyncio.Event(), asyncio.Event()
+
+            async def pump(events: AsyncGenerator[Any, None]) -> None:
+                with contextlib.suppress(StopAsyncIteration):
+                    while True:
+                        await asyncio.wait_for(anext(events), 5)
+                        got_one.set()
+                        await go_on.wait()
+                ended.append(events)
+
+            ended: list[Any] = []
+            answers = [chat.send("first"), chat.send("second")]
+            first = asyncio.create_task(pump(answers[0]))
+            await got_one.wait()
+            second = asyncio.create_task(pump(answers[1]))
+            await asyncio.wait([second], timeout=0.05)
+            go_on.set()
+            await asyncio.gather(first, second)
+        assert ended == answers
+        assert [len(texts) for texts in workshop.model.shown] == [1, 3]
+
+    async def test_a_run_that_nobody_can_read_on_makes_way_for_one_that_waits(
+        self, runtime: AdkRuntime
+    ) -> None:
+        """A message that waits already is answered as soon as the answer before it is let go."""
+        async with runtime.chat("c", "u", COOK) as chat, asyncio.timeout(5):
+            left = [chat.send("first")]
+
+            async def one_event() -> None:
+                await anext(left[0])
+
+            await asyncio.create_task(one_event())
+            second = asyncio.create_task(say(chat, "second"))
+            await asyncio.wait([second], timeout=0.05)
+            assert not second.done()
+            left.clear()
+            assert "second" in await second
 
     async def test_a_session_that_was_deleted_elsewhere_begins_anew(
         self, runtime: AdkRuntime, sessions: BaseSessionService, workshop: Workshop

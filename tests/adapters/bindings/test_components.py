@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -242,6 +243,16 @@ class TestSignals:
             await asyncio.Event().wait()
         assert trail == ["+db()", "-db"]
         assert signal.getsignal(number) is before
+
+    async def test_a_body_that_takes_the_interruption_is_cancelled_no_more(self) -> None:
+        """The task goes on behind the `async with` as if nobody had ever cancelled it."""
+        async with Components().add("db", part([], "db")) as components:
+            components.stop()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
 
     async def test_a_cancellation_by_others_passes_through(self) -> None:
         """Only the interruption of its own ends at the `async with`."""

@@ -85,6 +85,14 @@ class TestOneSession:
 
 
 class TestEnd:
+    async def test_a_session_that_the_service_closed_is_let_go(self) -> None:
+        """Who closes each session after its use holds one at most, and gets an open one."""
+        async with HttpClients() as clients:
+            for _ in range(5):
+                async with clients.session("component/search") as session:
+                    assert not session.closed
+            assert len(clients) == 1
+
     async def test_use_after_close_is_a_clear_error(self) -> None:
         """Closed clients say so, and what to do."""
         async with HttpClients() as clients:

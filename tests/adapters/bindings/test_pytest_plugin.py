@@ -154,6 +154,58 @@ async def test_clean_cancelled():
     asyncio.create_task(asyncio.sleep(3600)).cancel()
 """
 
+EXCUSED = """
+import aiohttp
+import pytest
+
+kept = []
+
+
+@pytest.mark.parametrize(
+    "leaks", [False, pytest.param(True, marks=pytest.mark.leaks_on_purpose), "told"]
+)
+async def test_case(leaks):
+    if leaks:
+        kept.append(aiohttp.ClientSession())
+
+
+@pytest.fixture
+def excuse(request):
+    request.node.add_marker("leaks_on_purpose")
+
+
+async def test_marked_late(excuse):
+    kept.append(aiohttp.ClientSession())
+
+
+@pytest.mark.leaks_on_purpose
+async def test_that_asks(leak_probe):
+    kept.append(aiohttp.ClientSession())
+"""
+
+
+def run(file: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """pytest on one file, with the plugin and without any settings."""
+    installed = any(e.value == "adapters.pytest_plugin" for e in entry_points(group="pytest11"))
+    plugin = [] if installed else ["-p", "adapters.pytest_plugin"]
+    return subprocess.run(
+        [
+            sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin, *options,
+            "-o", "asyncio_mode=auto", "-c", "/dev/null", "--rootdir", str(file.parent), str(file),
+        ],
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+
+
+class TestMark:
+    def test_it_excuses_one_case_alone_and_also_when_it_comes_late(self, tmp_path: Path) -> None:
+        """With `leak_probe = true` the cases of one test are excused one by one, and none that asks."""
+        file = tmp_path / "test_excused.py"
+        file.write_text(EXCUSED)
+        done = run(file, "-o", "leak_probe=true")
+        failed = re.findall(r"^FAILED \S+::(\S+)", done.stdout, re.MULTILINE)
+        assert failed == ["test_case[told]", "test_that_asks"], done.stdout + done.stderr
+
 
 class TestFixture:
     def test_it_catches_a_planted_leak_of_each_kind_and_is_silent_otherwise(
@@ -162,15 +214,7 @@ class TestFixture:
         """Each planted leak fails its own test, with its kind and the line that made it."""
         file = tmp_path / "test_planted.py"
         file.write_text(PLANTED)
-        installed = any(e.value == "adapters.pytest_plugin" for e in entry_points(group="pytest11"))
-        plugin = [] if installed else ["-p", "adapters.pytest_plugin"]
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin,
-                "-o", "asyncio_mode=auto", "-c", "/dev/null", "--rootdir", str(tmp_path), str(file),
-            ],
-            capture_output=True, text=True, timeout=100, check=False,
-        )  # fmt: skip
+        done = run(file)
         failed = set(re.findall(r"^FAILED \S+::(\w+)", done.stdout, re.MULTILINE))
         late = re.findall(r"^ERROR \S+::(\w+)", done.stdout, re.MULTILINE)
         assert late == ["test_of_unittest", "test_late"], done.stdout + done.stderr
