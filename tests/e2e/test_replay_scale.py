@@ -23,6 +23,7 @@ import pytest
 from reconciler.fold import FleetState
 from store import EventLog, connect
 from store.event import NO_DIGEST, EventRow, encode
+from store.namespace import open_namespace
 from store.position import ms_of
 from tests.e2e.programs import NAMESPACE, ROOT, Cli
 
@@ -115,6 +116,11 @@ def run(*command: str) -> Ran:
         return Ran(json.load(printed), seconds, memory)
 
 
+async def make(namespace: str, url: str) -> None:
+    async with connect(url) as store:
+        await open_namespace(store, namespace)
+
+
 async def fold_all(url: str, until: str) -> None:
     """Folds every event from the first up to an entry, without a snapshot, and prints what is alive."""
     async with connect(url) as store:
@@ -158,6 +164,7 @@ class TestReplayAt:
         for what was alive, not for what had been."""
         first, last = asyncio.run(write(url, tmp_path / "archive"))
         options = ("-m", "reconciler", "replay", "--url", url, "--json")
+        asyncio.run(make("empty", url))
         empty = run(*options, "--namespace", "empty")
         chance = random.Random(time.time_ns())
         print(f"\n{EVENTS:,} events in {(last - first) / 1000:.0f} s; an empty log takes the command "

@@ -60,7 +60,8 @@ class Place:
         member = keys.session(names["user_id"], names["session_id"]).member
         at = await self.store.now_ms() - round(days * DAY_MS)
         await self.store.redis.zadd(keys.used, {member: at}, xx=True)
-        assert await self.store.redis.zscore(keys.used, member) == at
+        # It may be noted as used again at once, where it is in use.
+        assert await self.store.redis.zscore(keys.used, member) is not None
 
     async def told(self) -> list[LifecycleEvent]:
         """The events about conversations."""

@@ -23,22 +23,28 @@ CONFIGS = [{"name": f"agent_{number}", "topic": number} for number in range(8)]
 
 
 class Gauge:
-    """Memory, objects and file descriptors of this process, as they go."""
+    """Memory, objects and file descriptors of this process, as they go.
+
+    Connections to Redis are counted apart: a pool keeps as many as were once needed at the same time.
+    """
 
     def __init__(self) -> None:
         self._process = psutil.Process()
         self.memory: list[float] = []
         self.objects: list[int] = []
         self.files: list[int] = []
+        self.connections: list[int] = []
 
-    def read(self, chats: int, live: int) -> None:
+    async def read(self, chats: int, live: int, store: Store) -> None:
         gc.collect()
+        self.connections.append((await store.redis.info("clients"))["connected_clients"])
         self.memory.append(self._process.memory_info().rss / 2**20)
         self.objects.append(len(gc.get_objects()))
-        self.files.append(self._process.num_fds())
+        self.files.append(self._process.num_fds() - self.connections[-1])
         print(
             f"{chats:>7} chats, {live:>5} live, {self.memory[-1]:6.1f} MiB, "
-            f"{self.objects[-1]:>7} objects, {self.files[-1]} files"
+            f"{self.objects[-1]:>7} objects, {self.files[-1]} files, "
+            f"{self.connections[-1]} connections to Redis"
         )
 
 
@@ -73,7 +79,7 @@ async def converse(
                 waiting.add(task)
                 task.add_done_callback(waiting.discard)
             if number % (chats // 10) == 0:
-                gauge.read(number, len(runtime.chats))
+                await gauge.read(number, len(runtime.chats), store)
 
     waiting: set[asyncio.Task[None]] = set()
     policy = Policy(session_idle_timeout=idle, runner_idle_timeout=idle)
@@ -85,7 +91,7 @@ async def converse(
         await eventually(
             lambda: not any(runtime.sizes().values()), 120, what=f"{runtime.sizes()} all go"
         )
-        gauge.read(chats, len(runtime.chats))
+        await gauge.read(chats, len(runtime.chats), store)
     assert returned == (chats + 49) // 50
     assert not any(e for ref, e in host.entries.items() if ref.partition("/")[0] != "process")
     return gauge
@@ -131,3 +137,4 @@ async def test_memory_stays_flat(
     assert gauge.objects[-1] < gauge.objects[2] * 1.05
     assert max(gauge.memory[2:]) < gauge.memory[2] * 1.3
     assert max(gauge.files[2:]) <= gauge.files[2] + 10
+    assert max(gauge.connections) < 10 * AT_ONCE
