@@ -28,7 +28,7 @@ from store.lease import Lease
 from store.logs import Trouble, get_logger
 from store.namespace import Namespace
 from store.refusals import Unavailable
-from store.tasks import check_cancelled
+from store.tasks import check_cancelled, end_tasks
 
 log = get_logger("reconciler.partitions")
 
@@ -262,8 +262,7 @@ class Partitions:
             await self.open_gained()
             yield
         finally:
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
+            await end_tasks([renewing])
             await self.release()
 
     async def _renew(self) -> None:

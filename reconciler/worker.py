@@ -15,6 +15,7 @@ from reconciler.schedule import ARCHIVE_SECONDS, FULL_PASS_SECONDS
 from reconciler.web import Access, serve
 from store.connection import connect
 from store.logs import get_logger
+from store.tasks import end_tasks
 
 log = get_logger("reconciler.worker")
 
@@ -79,9 +80,7 @@ async def run_worker(
         try:
             await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            stopped.cancel()
-            work.cancel()
-            await asyncio.gather(work, stopped, return_exceptions=True)
+            await end_tasks([stopped, work])
             if runner is not None:
                 await runner.cleanup()
         if not work.cancelled() and (error := work.exception()) is not None:

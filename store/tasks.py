@@ -39,15 +39,19 @@ def check_cancelled() -> None:
 
 
 async def end_tasks(tasks: Iterable[asyncio.Task[Any]], *, again: float = 1.0) -> None:
-    """Cancels tasks and waits until they have ended.
+    """Cancels tasks and waits until they have ended; what they raise is left to who asks them.
 
     Args:
         tasks: which; those that have ended are left alone.
         again: seconds after which one that goes on is told again: its cancellation can have been
             swallowed, see `check_cancelled`.
     """
+    tasks = list(tasks)
     pending = {task for task in tasks if not task.done()}
     while pending:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=again)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # So that nobody is told that nobody asked.

@@ -19,6 +19,7 @@ from store.errors import ReconcilerError
 from store.logs import get_logger
 from store.messages import SHORTEST_RETENTION
 from store.refusals import Unavailable
+from store.tasks import end_tasks
 
 log = get_logger("adapters.adk.sessions")
 
@@ -82,8 +83,7 @@ class SessionsInUse:
         for task in list(self._tasks.values()):
             loop = task.get_loop()
             if loop is asyncio.get_running_loop():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                await end_tasks([task])
             elif loop.is_running():
                 loop.call_soon_threadsafe(task.cancel)
         self._tasks.clear()

@@ -30,6 +30,7 @@ from store.log import EventLog
 from store.messages import Note
 from store.namespace import Namespace
 from store.retention import OFF, Retention, read_retention, write_retention
+from store.tasks import end_tasks
 
 _LEASE_MS = 10_000
 _ANSWER_SECONDS = 600.0
@@ -144,8 +145,7 @@ async def _held(namespace: Namespace, lease: Lease) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end_tasks([task])
         await release_lease(namespace, lease)
 
 

@@ -38,7 +38,7 @@ from store.namespace import Namespace
 from store.position import ms_of
 from store.refusals import Unavailable
 from store.retention import read_covered
-from store.tasks import check_cancelled
+from store.tasks import check_cancelled, end_tasks
 
 log = get_logger("reconciler.web")
 
@@ -145,8 +145,7 @@ class FleetView:
         self._closing = True
         self._announce()
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end_tasks([self._task])
 
     @property
     def closing(self) -> bool:
@@ -165,6 +164,7 @@ class FleetView:
             async with asyncio.TaskGroup() as group:
                 work = [group.create_task(self._follow()), group.create_task(self._listen())]
                 while self.watchers or time.monotonic() - self._last_look < IDLE_SECONDS:
+                    check_cancelled()
                     await self._round()
                 for task in work:
                     task.cancel()
