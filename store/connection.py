@@ -94,7 +94,7 @@ class Store:
         """
         if self._redis is not None:
             return self
-        self.check()
+        self._check_form()
         address = self._address
         if self._folder is not None:
             self._embedded = EmbeddedServer(self._folder)
@@ -119,6 +119,11 @@ class Store:
         Raises:
             BadAddress: the URL cannot be used.
         """
+        self._check_form()
+        if self._folder is None:
+            self._client(self._address)
+
+    def _check_form(self) -> None:
         scheme, separator, rest = self._address.partition("://")
         if not separator:
             raise BadAddress(f"{self.url!r} is not an address: write {_SCHEMES}")
@@ -130,9 +135,7 @@ class Store:
                     f"{self.url!r}: embedded:// has no option but durability: leave out what follows "
                     "the question mark"
                 )
-        elif scheme in SCHEMES:
-            self._client(self._address)
-        else:
+        elif scheme not in SCHEMES:
             raise BadAddress(f"{self.url!r} has an unknown scheme: write {_SCHEMES}")
 
     @property

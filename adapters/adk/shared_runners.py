@@ -355,9 +355,8 @@ class SharedRunners:
         """Stops creations, then closes all runners; one that fails is reported and let go."""
         self._closed = True
         if tasks := [creation.task for creation in self.creations.values()]:
-            await asyncio.sleep(
-                0
-            )  # Each has begun: one that is to make room has to hear of its end.
+            # So that each has begun: one that is to make room has to hear of its end.
+            await asyncio.sleep(0)
             for creation in list(self.creations.values()):
                 creation.stop()
             _, hanging = await asyncio.wait(tasks, timeout=_STOP_SECONDS)
