@@ -70,8 +70,7 @@ async def worker(
 ) -> AsyncIterator[Worker]:
     reconciler = Reconciler(store, namespace=namespace, policy=policy or Policy())
     await reconciler.open()
-    text = reconciler.policy.model_dump_json(exclude_unset=True)
-    await store.redis.set(reconciler.namespace.keys.policy, text)
+    await reconciler.record_policy()
     work = asyncio.create_task(reconciler.run()) if acts else None
     runner = None
     try:
